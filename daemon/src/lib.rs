@@ -1,0 +1,1 @@
+//! The hands: the only crate that touches the bastion.

@@ -1,0 +1,1 @@
+//! The depot: boot artefacts on disk, named by digest, never changed in place.

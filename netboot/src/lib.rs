@@ -1,0 +1,1 @@
+//! How a machine boots. Pure: no IO, no clock, no async.

@@ -1,0 +1,1 @@
+//! Fake worlds and real laboratories for the test suites. No product code.
