@@ -1,1 +1,15 @@
-//! The depot: boot artefacts on disk, named by digest, never changed in place.
+//! The files that machines boot: a depot of immutable artefacts named by digest, a resumable
+//! download into it, and the network boot programs that the distribution ships.
+//!
+//! May touch its own directory, outbound HTTPS and the distribution's iPXE directory (reading).
+//! Knows nothing of nodes, phases or the store.
+
+mod artifact;
+mod depot;
+mod fetch;
+mod loader;
+
+pub use artifact::{Artifact, ArtifactKind, ArtifactName, Digest, NameError};
+pub use depot::{Depot, DepotError, Fault, Swept};
+pub use fetch::{FetchError, Progress, Pull, Roots, pull};
+pub use loader::{Loaders, PACKAGE_DIRECTORIES};
