@@ -1,1 +1,4 @@
 //! The hands: the only crate that touches the bastion.
+
+pub mod controller;
+pub mod ledger;

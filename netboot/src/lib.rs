@@ -1,1 +1,20 @@
-//! How a machine boots. Pure: no IO, no clock, no async.
+//! How a machine boots. Pure: no IO, no clock, no async, no environment, no logging.
+//!
+//! One value, [`site::Site`], holds what the files want and what was seen. Its verbs:
+//! [`site::SiteSpec::new`] refuses a contradictory inventory; [`site::Site::decide`] says what a machine
+//! boots; [`site::Site::may_release`] says whether its config may leave; [`site::Site::apply`] turns an
+//! event into the next snapshot. None of them fails at run time, and none remembers an answer.
+//!
+//! Not here: sockets, files, clocks, threads, hashed collections, and the names of platforms.
+
+pub mod attempt;
+pub mod boot;
+pub mod event;
+pub mod identity;
+mod lease;
+pub mod loader;
+pub mod net;
+pub mod node;
+pub mod release;
+pub mod site;
+mod spec;

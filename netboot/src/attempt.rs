@@ -1,0 +1,160 @@
+//! The ledger's words: what happened on the way of one boot, one bounded fact at a time.
+//!
+//! Servers write facts as they answer; `node why` and `events` read them. A fact is evidence for
+//! people and verdicts, never for a boot decision: those rest on [`crate::node::NodeRecord`] alone.
+//! The shape is stored and sent as JSON, so fields are added, never renamed.
+
+use std::borrow::Cow;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::loader::Client;
+use crate::net::{Digest, MacAddress, NodeName, Timestamp};
+
+/// One line of the ledger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When.
+    pub at: Timestamp,
+    /// The machine's MAC address, where a packet showed one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// The listed machine it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    /// What happened.
+    #[serde(flatten)]
+    pub fact: Fact,
+}
+
+/// A word of ours in static memory, or the same word read back from disk.
+pub type Word = Cow<'static, str>;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "fact", rename_all = "kebab-case")]
+pub enum Fact {
+    /// A DHCP or proxyDHCP message was answered.
+    Dhcp {
+        /// The port it was heard on: 67 or 4011.
+        port: u16,
+        /// Its type, such as `DISCOVER`.
+        message: Word,
+        /// The answer's type, such as `OFFER`.
+        reply: Word,
+        /// Who sent it.
+        client: Client,
+        /// The transaction.
+        xid: u32,
+        /// The address given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<Ipv4Addr>,
+        /// The rule that chose what to boot; absent when nothing was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rule: Option<Word>,
+    },
+    /// A DHCP message of a machine that concerns us was not answered.
+    DhcpIgnored {
+        /// Its type.
+        message: Word,
+        /// Why not.
+        reason: Word,
+    },
+    /// A file, or a part of one, was sent.
+    Transfer {
+        /// `tftp` or `http`.
+        protocol: Word,
+        /// The name asked for.
+        file: String,
+        /// The artefact, where it is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        digest: Option<Digest>,
+        /// First byte of the part.
+        offset: u64,
+        /// Bytes that left.
+        bytes: u64,
+        /// Bytes of the whole file.
+        size: u64,
+        /// From request to end, in milliseconds.
+        millis: u64,
+        /// TFTP blocks sent more than once.
+        retransmits: u32,
+        /// How it ended.
+        outcome: TransferOutcome,
+    },
+    /// A file was asked for and not sent.
+    TransferRefused {
+        /// `tftp` or `http`.
+        protocol: Word,
+        /// The name asked for, at most 128 characters.
+        file: String,
+        /// Why.
+        reason: Word,
+    },
+    /// A boot script was served.
+    Script {
+        /// `boot`, `hold`, `disk`, `refuse` or `discovery`.
+        answer: Word,
+        /// The rule that chose it.
+        rule: Word,
+        /// The attempt it opened.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempt: Option<u32>,
+        /// The sentence shown on the console.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// A config was asked for.
+    Config {
+        /// Which document, such as `ignition` or `user-data`.
+        document: Word,
+        /// The attempt it was for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempt: Option<u32>,
+        /// Why it stayed; absent when it left.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        withheld: Option<String>,
+    },
+    /// The machine reported.
+    Report {
+        /// `installed`, `booted`, `joined`, `ready` or `failed`.
+        report: Word,
+        /// Its own words, or why the report was not taken.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+        /// False when it was not that machine's to make.
+        taken: bool,
+    },
+    /// A person acted.
+    Person {
+        /// `approve`, `reject`, `cordon`, `uncordon`, `reinstall` or `reload`.
+        act: Word,
+        /// Who, as the control socket knew them.
+        by: String,
+        /// What else was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+    },
+    /// Something about the bastion itself: start, stop, a link, the store, another DHCP server.
+    Bastion {
+        /// The room, such as `store` or `link`.
+        room: Word,
+        /// One sentence.
+        what: String,
+    },
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransferOutcome {
+    /// All of it was acknowledged, or handed to the kernel for TCP.
+    Complete,
+    /// The client only wanted the size and said so (TFTP `tsize`, HTTP HEAD).
+    SizeOnly,
+    /// The client ended it.
+    Aborted,
+    /// The client fell silent or too slow.
+    TimedOut,
+}
