@@ -1,0 +1,145 @@
+#!/bin/bash
+# Everything the machine tests need that is not Rust: Debian packages, a kernel, the real Ignition, initramfs images and
+# a root file system. Run as root on Debian 12 or later; a second run with nothing to do takes a fraction of a second.
+#
+#   setup.sh packages   install the Debian packages (and cargo, if there is none)
+#   setup.sh images     kernel, Ignition and initramfs images, into the cache
+#   setup.sh roots      the root file system for cloud-init and for the systemd host (one to two minutes, once)
+#   setup.sh slow       what `make slow` needs on top
+#   setup.sh bench      the peers the benchmarks are measured against
+#
+# The cache is ${REVEILLE_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/reveille-lab}; delete it to start afresh.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${REVEILLE_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/reveille-lab}
+export DEBIAN_FRONTEND=noninteractive
+. /etc/os-release
+suite=${VERSION_CODENAME:?this script knows Debian only}
+
+say() { echo "lab: $*"; }
+die() { echo "lab: $*" >&2; exit 1; }
+apt() { apt-get -o DPkg::Lock::Timeout=600 -qq "$@"; }
+
+# The package lists are refreshed at most once a run, and only when something is missing.
+fresh_lists() { [ -n "${lists_done:-}" ] || { apt update; lists_done=1; }; }
+
+install_from() {
+  local wanted missing
+  wanted=$(sed 's/#.*//' "$1")
+  missing=$( { dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' $wanted 2>/dev/null || true; } \
+    | awk '$1=="ii"{print $2}' | sort -u | comm -13 - <(tr -s ' ' '\n' <<<"$wanted" | sed '/^$/d' | sort -u))
+  [ -n "$missing" ] || return 0
+  [ "$(id -u)" = 0 ] || die "these packages are missing and only root can install them:" $missing
+  say "installing" $missing
+  fresh_lists
+  apt install -y --no-install-recommends $missing >/dev/null
+}
+
+# A server that a package would start by itself has no business on the machine that runs the tests.
+without_services() {
+  local policy=/usr/sbin/policy-rc.d
+  if [ -e $policy ]; then "$@"; return; fi
+  printf '#!/bin/sh\nexit 101\n' > $policy; chmod +x $policy
+  local rc=0; "$@" || rc=$?
+  rm -f $policy; return $rc
+}
+
+# Debian 12's own cargo is older than the edition this workspace is written in, so rustup is the only way there.
+need_cargo() {
+  command -v cargo >/dev/null || [ -x "$HOME/.cargo/bin/cargo" ] && return 0
+  say "installing Rust with rustup"
+  install_from <(printf 'curl\nca-certificates\n')
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y -q --profile minimal --no-modify-path
+}
+
+packages() { without_services install_from "$here/packages.txt"; need_cargo; }
+
+# A deb's content without installing it: `unpack PACKAGE DIRECTORY`.
+unpack() {
+  mkdir -p "$cache/debs" "$2.part"
+  ls "$cache/debs/$1"_*.deb >/dev/null 2>&1 || { fresh_lists; (cd "$cache/debs" && apt download "$1"); }
+  dpkg-deb -x "$cache/debs/$1"_*.deb "$2.part"
+  rm -rf "$2"; mv "$2.part" "$2"
+}
+
+images() {
+  mkdir -p "$cache"; exec 9>"$cache/images.lock"; flock 9
+  local stamp; stamp=$(cat "$here/setup.sh" "$here/node-init" "$here/udhcpc-script" | sha256sum | cut -c1-16)
+  [ "$(cat "$cache/images.stamp" 2>/dev/null)" = "$stamp" ] && return 0
+  say "building kernel and initramfs images in $cache"
+  local kernel
+  if [ ! -f "$cache/vmlinuz" ]; then
+    fresh_lists
+    kernel=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/{print $2; exit}')
+    unpack "$kernel" "$cache/kernel"
+    depmod -b "$cache/kernel" "$(ls "$cache/kernel/lib/modules")"
+    cp "$cache"/kernel/boot/vmlinuz-* "$cache/vmlinuz"
+  fi
+  [ -d "$cache/ignition" ] || unpack ignition "$cache/ignition"
+  base_image "$cache/base.img"
+  ignition_image "$cache/ignition.img"
+  echo "$stamp" > "$cache/images.stamp"
+}
+
+# busybox, the network driver and an init that takes its orders from the kernel command line.
+base_image() {
+  local root version file module; root=$(mktemp -d); chmod 755 "$root"
+  version=$(ls "$cache/kernel/lib/modules")
+  mkdir -p "$root"/{bin,sbin,etc,proc,sys,dev,run,tmp,root,usr/bin,usr/sbin,usr/share/udhcpc} "$root/lib/modules/$version"
+  cp /bin/busybox "$root/bin/"
+  for file in $(/bin/busybox --list | grep -vx busybox); do ln -s busybox "$root/bin/$file"; done
+  for module in virtio_pci virtio_net; do
+    modprobe -d "$cache/kernel" -S "$version" --show-depends $module | awk '/^insmod/{print $2}'
+  done | sort -u | while read -r file; do
+    module=${file#"$cache/kernel/"}; mkdir -p "$root/$(dirname "$module")"; cp "$file" "$root/$module"
+  done
+  cp "$cache/kernel/lib/modules/$version"/modules.{order,builtin} "$root/lib/modules/$version/"
+  depmod -b "$root" "$version"
+  install -m 755 "$here/node-init" "$root/init"
+  install -m 755 "$here/udhcpc-script" "$root/usr/share/udhcpc/default.script"
+  pack "$root" "$1"
+}
+
+# The second initramfs, laid over the first by the kernel: Debian's ignition binary and what its stages call.
+ignition_image() {
+  local root binary file; root=$(mktemp -d); chmod 755 "$root"
+  binary=$cache/ignition/usr/lib/dracut/modules.d/30ignition/ignition
+  mkdir -p "$root"/{usr/bin,usr/sbin,usr/lib,sysroot} "$root"/sysroot.new/{etc/selinux,usr/lib,var,run,tmp,root,home}
+  cp "$binary" "$root/usr/bin/"
+  cp /usr/sbin/{useradd,usermod,groupadd} "$root/usr/sbin/"
+  for file in "$binary" /usr/sbin/useradd; do ldd "$file" | awk '/=> \//{print $3} /ld-linux/{print $1}'; done | sort -u \
+    | while read -r file; do mkdir -p "$root$(dirname "${file#/usr}")"; cp -L "$file" "$root${file#/usr}"; done
+  # Debian builds ignition to relabel always: it wants an SELinux policy name and a `setfiles`, disabled or not.
+  printf 'SELINUX=disabled\nSELINUXTYPE=targeted\n' > "$root/sysroot.new/etc/selinux/config"
+  printf '#!/bin/sh\ncat >/dev/null\n' > "$root/usr/bin/setfiles"; chmod 755 "$root/usr/bin/setfiles"
+  cp /etc/os-release "$root/usr/lib/"; cp /etc/os-release "$root/sysroot.new/usr/lib/"
+  for file in passwd group shadow gshadow; do : > "$root/sysroot.new/etc/$file"; done
+  pack "$root" "$1"
+}
+
+pack() {
+  (cd "$1" && find . | sort | cpio -o -H newc --quiet -R 0:0) | gzip -1n > "$2.part"
+  mv "$2.part" "$2"; rm -rf "$1"
+}
+
+# One Debian root serves two stories: cloud-init runs in it, and the user-mode Linux host boots systemd from it.
+roots() {
+  mkdir -p "$cache"; exec 8>"$cache/roots.lock"; flock 8
+  local wanted=systemd-sysv,udev,dbus,iproute2,kmod,cloud-init,python3,ipxe
+  [ "$(cat "$cache/root.stamp" 2>/dev/null)" = "$suite $wanted" ] && return 0
+  say "building a $suite root file system in $cache (one to two minutes)"
+  rm -rf "$cache/root" "$cache/root.part"
+  local sources=
+  for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do [ -s $file ] && { sources=$file; break; }; done
+  mmdebstrap --quiet --mode=root --variant=minbase --include=$wanted "$suite" "$cache/root.part" $sources
+  mv "$cache/root.part" "$cache/root"
+  echo "$suite $wanted" > "$cache/root.stamp"
+}
+
+slow() { without_services install_from "$here/slow-packages.txt"; }
+bench() { without_services install_from "$here/bench-packages.txt"; }
+
+[ $# -gt 0 ] || set -- packages images roots
+for part in "$@"; do
+  case $part in packages | images | roots | slow | bench) $part ;; *) die "there is no part called $part" ;; esac
+done

@@ -1,0 +1,261 @@
+//! A process of a laboratory: its output goes into the timeline, and it never outlives its test.
+//!
+//! Three things see to that. Dropping a `Process` kills its whole process group and waits for it. `setpriv --pdeathsig`
+//! makes the kernel kill it when the thread that spawned it dies, which is how it ends when the test run itself is
+//! killed (a process spawned through a `Netns` is a child of that namespace's thread). And whatever forks children of its
+//! own is put into a pid namespace, which dies with its first process.
+
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::timeline::{LAB, Line, Timeline};
+
+/// A line longer than this is cut: firmware that never sends a newline must not grow memory.
+const LINE_BYTES_MAX: usize = 1024;
+
+pub struct Process {
+    name: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    timeline: Timeline,
+    ended: Option<ExitStatus>,
+}
+
+/// A command that dies with its spawner, in a process group of its own.
+pub fn command(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "--", program])
+        .process_group(0);
+    command
+}
+
+/// As `command`, in a pid namespace: for programs that fork.
+pub fn family(program: &str) -> Command {
+    let mut command = command("unshare");
+    command.args(["--pid", "--fork", "--kill-child=KILL", "--", program]);
+    command
+}
+
+impl Process {
+    /// Starts a command made by `command` or `family`; everything it prints goes to the timeline under `name`.
+    pub fn start(timeline: &Timeline, name: &str, mut command: Command) -> Self {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let twin = writer.try_clone().expect("a second end of the pipe");
+        command.stdin(Stdio::piped()).stdout(writer).stderr(twin);
+        timeline.note(LAB, format!("{name} started: {}", said(&command)));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("starting {name} ({}): {error}", said(&command)));
+        // The command still holds the writing ends: dropping it lets the reader see the end of the output.
+        drop(command);
+        let stdin = child.stdin.take();
+        let (lines, who) = (timeline.clone(), name.to_owned());
+        std::thread::spawn(move || read_lines(reader, &lines, &who));
+        Self {
+            name: name.to_owned(),
+            child,
+            stdin,
+            timeline: timeline.clone(),
+            ended: None,
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Types on the process' standard input, which is a machine's serial line. Firmware has no input buffer worth the
+    /// name, so each key waits until the one before has been taken.
+    pub fn type_text(&mut self, text: &str) {
+        let stdin = self
+            .stdin
+            .as_mut()
+            .expect("nobody closed the standard input");
+        for byte in text.bytes() {
+            stdin
+                .write_all(&[byte])
+                .and_then(|()| stdin.flush())
+                .expect("the process reads its input");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn wait_for(&self, pattern: &str, limit: Duration) -> Line {
+        self.timeline.wait_for(&self.name, pattern, limit)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        // The group may be gone already; then there is nobody left to tell.
+        let _ = killpg(self.group(), signal);
+    }
+
+    /// Kills the group at once and collects the process, as a power cut would.
+    pub fn kill(&mut self) -> ExitStatus {
+        if let Some(status) = self.ended {
+            return status;
+        }
+        self.signal(Signal::SIGKILL);
+        let status = self.child.wait().expect("a child can be waited for");
+        self.ended = Some(status);
+        status
+    }
+
+    /// Waits for the process to end by itself.
+    ///
+    /// # Panics
+    /// With the story, when it has not ended within the limit.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        if let Some(status) = self.ended {
+            return status;
+        }
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                self.ended = Some(status);
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{} did not end within {limit:?}\n{}",
+                self.name,
+                self.timeline.told()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to stop and waits until it did.
+    pub fn stop(&mut self, limit: Duration) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait(limit);
+        if let Some(signal) = status.signal() {
+            self.timeline
+                .note(LAB, format!("{} ended by signal {signal}", self.name));
+        }
+        status
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a pid fits"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The command as one could type it.
+pub fn said(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn read_lines(mut from: impl Read, timeline: &Timeline, who: &str) {
+    let (mut line, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        let count = match from.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        for &byte in &chunk[..count] {
+            if byte == b'\n' || byte == b'\r' || line.len() == LINE_BYTES_MAX {
+                say(timeline, who, &mut line);
+            }
+            if byte != b'\n' && byte != b'\r' {
+                line.push(byte);
+            }
+        }
+    }
+    say(timeline, who, &mut line);
+    timeline.end(who);
+}
+
+fn say(timeline: &Timeline, who: &str, line: &mut Vec<u8>) {
+    let text = without_escapes(line);
+    line.clear();
+    if !text.trim().is_empty() {
+        timeline.note(who, text.trim_end());
+    }
+}
+
+/// Firmware paints its screen with ANSI sequences (ECMA-48 section 5.4): dropped, so that words stay words.
+fn without_escapes(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let (mut plain, mut letters) = (String::with_capacity(text.len()), text.chars().peekable());
+    while let Some(letter) = letters.next() {
+        if letter == '\u{1b}' {
+            if letters.next_if_eq(&'[').is_some() {
+                for end in letters.by_ref() {
+                    if ('\u{40}'..='\u{7e}').contains(&end) {
+                        break;
+                    }
+                }
+            } else {
+                letters.next();
+            }
+        } else if !letter.is_control() || letter == '\t' {
+            plain.push(letter);
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_line_is_seen_without_its_paint() {
+        let timeline = Timeline::default();
+        let mut shell = command("printf");
+        shell.arg(r"\033[2J\033[01;01HSeaBIOS\r\033[0miPXE\n");
+        let _process = Process::start(&timeline, "node", shell);
+        assert_eq!(timeline.wait_for("node", "SeaBIOS", LIMIT).text, "SeaBIOS");
+        assert_eq!(timeline.wait_for("node", "iPXE", LIMIT).text, "iPXE");
+    }
+
+    #[test]
+    fn waiting_for_what_has_ended_is_over_at_once() {
+        let timeline = Timeline::default();
+        let mut process = Process::start(&timeline, "node", command("true"));
+        assert!(process.wait(LIMIT).success());
+        let reason = timeline
+            .try_wait_for_nth("node", "never said", 1, Duration::from_secs(3600))
+            .unwrap_err();
+        assert_eq!(
+            reason,
+            "node ended without \"never said\" (wanted 1, saw 0)"
+        );
+    }
+
+    #[test]
+    fn dropping_a_process_ends_its_whole_family() {
+        let timeline = Timeline::default();
+        let mut shell = family("sh");
+        shell.args(["-c", "sleep 1000 & echo child $!; wait"]);
+        let process = Process::start(&timeline, "family", shell);
+        process.wait_for("child", LIMIT);
+        // The pipe ends only when every process that holds its writing end is gone, so the end of the output is the proof.
+        drop(process);
+        timeline.wait_for(LAB, "family ended", LIMIT);
+    }
+}

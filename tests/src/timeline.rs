@@ -1,0 +1,164 @@
+//! What happened in a laboratory, in one list: every line of every process, stamped with the seconds since it was built.
+//!
+//! A test waits for a line to appear, never for time to pass. Every wait has a limit, and a wait that fails prints the
+//! whole list, so that the story can be read without running it again.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Lines kept; a process that babbles loses its later lines, the wait on it then fails by its limit.
+const LINES_MAX: usize = 200_000;
+/// Lines shown of a story that failed.
+const SHOWN_MAX: usize = 400;
+
+/// Under this name the laboratory itself speaks: who started, who ended.
+pub const LAB: &str = "lab";
+
+#[derive(Clone, Debug)]
+pub struct Line {
+    pub at: Duration,
+    pub who: String,
+    pub text: String,
+}
+
+#[derive(Default)]
+struct Story {
+    lines: Vec<Line>,
+    ended: Vec<String>,
+}
+
+/// A shared, growing list of lines; a clone is another handle on the same list.
+#[derive(Clone)]
+pub struct Timeline {
+    start: Instant,
+    shared: Arc<(Mutex<Story>, Condvar)>,
+}
+
+impl Default for Timeline {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            shared: Arc::default(),
+        }
+    }
+}
+
+impl Timeline {
+    /// Seconds since the laboratory was built.
+    pub fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    pub fn note(&self, who: &str, text: impl Into<String>) {
+        let line = Line {
+            at: self.now(),
+            who: who.to_owned(),
+            text: text.into(),
+        };
+        let mut story = self.story();
+        if story.lines.len() < LINES_MAX {
+            story.lines.push(line);
+        }
+        self.shared.1.notify_all();
+    }
+
+    /// Says that nothing more will come from `who`, so that nobody waits for it in vain.
+    pub fn end(&self, who: &str) {
+        self.note(LAB, format!("{who} ended"));
+        self.story().ended.push(who.to_owned());
+        self.shared.1.notify_all();
+    }
+
+    /// The lines of `who` so far.
+    pub fn lines_of(&self, who: &str) -> Vec<Line> {
+        self.story()
+            .lines
+            .iter()
+            .filter(|line| line.who == who)
+            .cloned()
+            .collect()
+    }
+
+    /// The first line of `who` that holds `pattern`, waited for.
+    ///
+    /// # Panics
+    /// With the whole story, when the limit passes or `who` ends without having said it.
+    pub fn wait_for(&self, who: &str, pattern: &str, limit: Duration) -> Line {
+        self.wait_for_nth(who, pattern, 1, limit)
+    }
+
+    /// The `nth` (counted from one) line of `who` that holds `pattern`, waited for.
+    ///
+    /// # Panics
+    /// As `wait_for` does.
+    pub fn wait_for_nth(&self, who: &str, pattern: &str, nth: usize, limit: Duration) -> Line {
+        match self.try_wait_for_nth(who, pattern, nth, limit) {
+            Ok(line) => line,
+            Err(reason) => panic!("{reason}\n{}", self.told()),
+        }
+    }
+
+    /// As `wait_for_nth`, with the reason in words instead of a panic.
+    pub fn try_wait_for_nth(
+        &self,
+        who: &str,
+        pattern: &str,
+        nth: usize,
+        limit: Duration,
+    ) -> Result<Line, String> {
+        let deadline = Instant::now() + limit;
+        let mut story = self.story();
+        // A line once looked at is not looked at again: a kernel's boot log is long.
+        let (mut looked_at, mut found) = (0, 0);
+        loop {
+            for line in &story.lines[looked_at..] {
+                if line.who == who && line.text.contains(pattern) {
+                    found += 1;
+                    if found == nth {
+                        return Ok(line.clone());
+                    }
+                }
+            }
+            looked_at = story.lines.len();
+            if story.ended.iter().any(|ended| ended == who) {
+                return Err(format!(
+                    "{who} ended without {pattern:?} (wanted {nth}, saw {found})"
+                ));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!(
+                    "{who} did not say {pattern:?} within {limit:?} (wanted {nth}, saw {found})"
+                ));
+            }
+            story = self
+                .shared
+                .1
+                .wait_timeout(story, left)
+                .expect("no holder of the story panics")
+                .0;
+        }
+    }
+
+    /// The end of the story, for a person.
+    pub fn told(&self) -> String {
+        let story = self.story();
+        let skipped = story.lines.len().saturating_sub(SHOWN_MAX);
+        let mut text = format!("--- what happened ({skipped} earlier lines left out) ---\n");
+        for line in &story.lines[skipped..] {
+            let _ = writeln!(
+                text,
+                "{:9.3} {:12} {}",
+                line.at.as_secs_f64(),
+                line.who,
+                line.text
+            );
+        }
+        text
+    }
+
+    fn story(&self) -> MutexGuard<'_, Story> {
+        self.shared.0.lock().expect("no holder of the story panics")
+    }
+}
