@@ -1,71 +1,11 @@
-//! What one file of the depot is called: its digest (identity), its names (for people and
-//! profiles) and its kind (for content types and listings). Made only by parsing.
+//! What a file of the depot is called by people and profiles, and what kind of file it is.
+//! Its identity is the digest of its bytes.
 
 use std::fmt;
 use std::str::FromStr;
 
+use netboot::net::{Digest, Malformed};
 use serde::{Deserialize, Serialize};
-
-/// A SHA-256 digest. It names a file for ever, so a URL that carries it never changes meaning.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest([u8; 32]);
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NameError {
-    #[error(
-        "a digest is 64 lowercase hexadecimal digits, not {0:?}: copy it from the publisher's SHA256SUMS"
-    )]
-    Digest(String),
-    #[error(
-        "an artefact name is words of letters, digits, '.', '_', '+', '~' and '-' parted by '/', \
-         each beginning with a letter or digit, 200 bytes at most, not {0:?}: choose one like debian-12/vmlinuz"
-    )]
-    Name(String),
-}
-
-impl Digest {
-    pub fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(out, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "sha256:{self}")
-    }
-}
-
-impl FromStr for Digest {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let wrong = || NameError::Digest(text.chars().take(80).collect());
-        let nibble = |byte: u8| match byte {
-            b'0'..=b'9' => Ok(byte - b'0'),
-            b'a'..=b'f' => Ok(byte - b'a' + 10),
-            _ => Err(wrong()),
-        };
-        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-        if pairs.len() != 32 || !rest.is_empty() {
-            return Err(wrong());
-        }
-        let mut bytes = [0; 32];
-        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-            *byte = nibble(*high)? << 4 | nibble(*low)?;
-        }
-        Ok(Self(bytes))
-    }
-}
 
 /// What people and profiles call an artefact: `debian-12/vmlinuz`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,9 +29,10 @@ impl fmt::Display for ArtifactName {
 }
 
 impl FromStr for ArtifactName {
-    type Err = NameError;
+    type Err = Malformed;
 
-    fn from_str(text: &str) -> Result<Self, NameError> {
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        const RULE: &str = "use words of letters, digits, '.', '_', '+', '~' and '-' parted by '/', each beginning with a letter or digit, 200 bytes at most, as in debian-12/vmlinuz";
         let word = |word: &str| {
             word.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && word
@@ -101,7 +42,7 @@ impl FromStr for ArtifactName {
         if text.len() <= 200 && text.split('/').all(word) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(NameError::Name(text.chars().take(80).collect()))
+            Err(Malformed::new("depot name", text, RULE))
         }
     }
 }
@@ -252,25 +193,6 @@ mod tests {
                 text.parse::<ArtifactName>().map(|n| n.to_string()),
                 Ok(text.to_owned())
             );
-        }
-    }
-
-    #[test]
-    fn a_digest_is_exactly_sixty_four_lowercase_digits() {
-        let text = "0123456789abcdef".repeat(4);
-        assert_eq!(
-            text.parse::<Digest>().map(|d| d.to_string()),
-            Ok(text.clone())
-        );
-        for text in [
-            &text[1..],
-            &text.to_uppercase(),
-            &format!("{text}0"),
-            "",
-            &"g".repeat(64),
-            &"é".repeat(32),
-        ] {
-            assert!(text.parse::<Digest>().is_err(), "{text:?}");
         }
     }
 

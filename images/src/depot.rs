@@ -20,7 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::artifact::{Artifact, ArtifactKind, ArtifactName, Digest};
+use netboot::net::Digest;
+
+use crate::artifact::{Artifact, ArtifactKind, ArtifactName};
 
 /// A directory of artefacts. Cheap to clone; every clone and every process sees the same files.
 #[derive(Clone, Debug)]
@@ -369,7 +371,7 @@ pub(crate) fn hash(source: &mut impl Read, sink: &mut impl Write) -> io::Result<
         sink.write_all(&buffer[..read])?;
         size += read as u64;
     }
-    Ok((Digest::new(hasher.finalize().into()), size))
+    Ok((Digest::from_bytes(hasher.finalize().into()), size))
 }
 
 /// A file on its way in; gone with this value unless it was renamed into place.

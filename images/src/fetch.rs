@@ -18,6 +18,7 @@ use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use netboot::net::Digest;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -28,7 +29,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::artifact::{Artifact, ArtifactName, Digest};
+use crate::artifact::{Artifact, ArtifactName};
 use crate::depot::{Depot, DepotError};
 
 const REDIRECTS_MAX: usize = 5;
@@ -257,7 +258,7 @@ async fn fill(
     loop {
         let before = part.size;
         match append(part, &wanted.url, roots, progress).await {
-            Ok(()) => return Ok(Digest::new(part.hasher.clone().finalize().into())),
+            Ok(()) => return Ok(Digest::from_bytes(part.hasher.clone().finalize().into())),
             Err(error) if !passing(&error) => return Err(error),
             Err(error) => {
                 // Only tries that bring nothing count: a slow and shaky line gets there.

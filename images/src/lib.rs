@@ -9,7 +9,7 @@ mod depot;
 mod fetch;
 mod loader;
 
-pub use artifact::{Artifact, ArtifactKind, ArtifactName, Digest, NameError};
+pub use artifact::{Artifact, ArtifactKind, ArtifactName};
 pub use depot::{Depot, DepotError, Fault, Swept};
 pub use fetch::{FetchError, Progress, Pull, Roots, pull};
 pub use loader::{Loaders, PACKAGE_DIRECTORIES};

@@ -2,8 +2,9 @@
 //! in memory.
 //!
 //! Debian keeps them in /usr/lib/ipxe, where `ipxe.efi` is a link into /boot; Fedora in
-//! /usr/share/ipxe, partly under `arm64-efi` and the like. Loaders are under 2 MiB each; anything
-//! larger in there is an ISO or a USB image and is left alone.
+//! /usr/share/ipxe, partly under `arm64-efi` and the like: those get the flat name
+//! `snponly-arm64.efi`. Loaders are under 2 MiB each; anything larger in there is an ISO or a USB
+//! image and is left alone.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,13 +13,15 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use crate::depot::{Depot, DepotError};
+
 /// Where distributions keep their network boot programs; the first that has a file wins.
 pub const PACKAGE_DIRECTORIES: [&str; 2] = ["/usr/lib/ipxe", "/usr/share/ipxe"];
 
 const LOADER_BYTES_MAX: u64 = 2 * 1024 * 1024 - 1;
 const SUFFIXES: [&str; 5] = [".efi", ".kpxe", ".kkpxe", ".pxe", ".lkrn"];
 
-/// Loaders by file name (`snponly.efi`, `arm64-efi/snponly.efi`).
+/// Loaders by file name (`snponly.efi`, `snponly-arm64.efi`).
 #[derive(Clone, Debug, Default)]
 pub struct Loaders(BTreeMap<String, Bytes>);
 
@@ -28,7 +31,7 @@ impl Loaders {
     pub fn read<P: AsRef<Path>>(directories: &[P]) -> Self {
         let mut loaders = BTreeMap::new();
         for directory in directories {
-            gather(directory.as_ref(), "", &mut loaders);
+            gather(directory.as_ref(), None, &mut loaders);
         }
         Self(loaders)
     }
@@ -37,9 +40,17 @@ impl Loaders {
         self.0.get(name)
     }
 
-    /// Adds one under a name, in place of any that has it: an operator's own build.
-    pub fn insert(&mut self, name: String, bytes: Bytes) {
-        self.0.insert(name, bytes);
+    /// Adds what the depot has under `loaders/`, in place of the package's of the same name: an
+    /// operator's own build, or one for a processor that the package leaves out.
+    pub fn add_imported(&mut self, depot: &Depot) -> Result<(), DepotError> {
+        for artifact in depot.list()? {
+            if let Some(("loaders", file)) = artifact.name.as_str().split_once('/')
+                && let Some(bytes) = read_bounded(&depot.path(&artifact.digest))
+            {
+                self.0.insert(file.to_owned(), bytes);
+            }
+        }
+        Ok(())
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
@@ -47,7 +58,7 @@ impl Loaders {
     }
 }
 
-fn gather(directory: &Path, prefix: &str, loaders: &mut BTreeMap<String, Bytes>) {
+fn gather(directory: &Path, processor: Option<&str>, loaders: &mut BTreeMap<String, Bytes>) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;
     };
@@ -60,14 +71,18 @@ fn gather(directory: &Path, prefix: &str, loaders: &mut BTreeMap<String, Bytes>)
         let Ok(metadata) = fs::metadata(&path) else {
             continue;
         };
-        if metadata.is_dir() && prefix.is_empty() && file.ends_with("-efi") {
-            gather(&path, &format!("{file}/"), loaders);
+        if metadata.is_dir() && processor.is_none() {
+            if let Some(processor) = file.strip_suffix("-efi") {
+                gather(&path, Some(processor), loaders);
+            }
         } else if metadata.is_file()
             && metadata.len() <= LOADER_BYTES_MAX
-            && SUFFIXES.iter().any(|suffix| file.ends_with(suffix))
+            && let Some(suffix) = SUFFIXES.iter().find(|suffix| file.ends_with(**suffix))
             && let Some(bytes) = read_bounded(&path)
         {
-            loaders.entry(format!("{prefix}{file}")).or_insert(bytes);
+            let stem = file.trim_end_matches(suffix);
+            let name = processor.map(|processor| format!("{stem}-{processor}{suffix}"));
+            loaders.entry(name.unwrap_or(file)).or_insert(bytes);
         }
     }
 }
@@ -108,10 +123,31 @@ mod tests {
         assert_eq!(
             found,
             [
-                ("arm64-efi/snponly.efi", &b"arm"[..]),
-                ("ipxe.efi", b"efi"),
+                ("ipxe.efi", &b"efi"[..]),
+                ("snponly-arm64.efi", b"arm"),
                 ("undionly.kpxe", b"bios"),
             ]
         );
+    }
+
+    #[test]
+    fn an_imported_loader_goes_before_the_packages() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("snponly.efi"), b"package").expect("written");
+        let mut loaders = Loaders::read(&[directory.path()]);
+        let depot = Depot::open(directory.path().join("depot")).expect("a depot");
+        for (name, bytes) in [
+            ("loaders/snponly.efi", &b"own"[..]),
+            ("debian-12/vmlinuz", b"no"),
+        ] {
+            let name = name.parse().expect("a good name");
+            depot.import_from(&name, bytes, None).expect("imported");
+        }
+        loaders.add_imported(&depot).expect("read");
+        let found: Vec<_> = loaders
+            .iter()
+            .map(|(name, bytes)| (name, bytes.as_ref()))
+            .collect();
+        assert_eq!(found, [("snponly.efi", &b"own"[..])]);
     }
 }
