@@ -18,4 +18,3 @@ pub mod node;
 pub mod release;
 pub mod site;
 mod spec;
-pub mod tftp;

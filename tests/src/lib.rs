@@ -1,5 +1,9 @@
 //! Fake worlds and real laboratories for the test suites. No product code.
 
+pub mod lab;
 pub mod netns;
 pub mod process;
+pub mod qemu;
+pub mod reference;
 pub mod timeline;
+pub mod uml;
