@@ -18,3 +18,4 @@ pub mod node;
 pub mod release;
 pub mod site;
 mod spec;
+pub mod tftp;
