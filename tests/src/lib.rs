@@ -1,5 +1,7 @@
 //! Fake worlds and real laboratories for the test suites. No product code.
 
+pub mod bastion;
+pub mod client;
 pub mod lab;
 pub mod netns;
 pub mod process;

@@ -110,18 +110,22 @@ impl Process {
         status
     }
 
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("a child can be waited for");
+        }
+        self.ended
+    }
+
     /// Waits for the process to end by itself.
     ///
     /// # Panics
     /// With the story, when it has not ended within the limit.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        if let Some(status) = self.ended {
-            return status;
-        }
         let deadline = Instant::now() + limit;
         loop {
-            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
-                self.ended = Some(status);
+            if let Some(status) = self.ended() {
                 return status;
             }
             assert!(
