@@ -11,6 +11,7 @@ pub mod attempt;
 pub mod boot;
 pub mod event;
 pub mod identity;
+pub mod ipxe;
 mod lease;
 pub mod loader;
 pub mod net;
