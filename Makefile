@@ -3,12 +3,13 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 LAB := tests/lab/setup.sh
 .DEFAULT_GOAL := help
-.PHONY: help test rehearse slow lint lab packages images roots compiled
+.PHONY: help test rehearse slow bench lint lab packages images roots compiled
 
 help:
 	@echo 'make test       every test that a change must pass, with real firmware on virtual machines'
 	@echo 'make rehearse   boots the site in tests/sites/rehearsal on virtual machines and shows the table of nodes'
 	@echo 'make slow       the boot chains that take minutes: arm64 and others'
+	@echo 'make bench      measures the daemon and its peers side by side and prints README'\''s table'
 	@echo 'make lint       formatting and clippy, warnings are errors'
 
 test: lab
@@ -20,6 +21,11 @@ rehearse: lab
 slow: lab
 	$(LAB) slow
 	cargo test -p tests --test slow -- --ignored --test-threads 1
+
+# Two cores, about half an hour; ARGS narrows it, for example ARGS="dhcp --rounds 1".
+bench: packages
+	$(LAB) bench
+	cargo bench -p tests --bench peers -- $(ARGS)
 
 lint: packages
 	cargo fmt --all --check

@@ -137,7 +137,16 @@ roots() {
 }
 
 slow() { without_services install_from "$here/slow-packages.txt"; }
-bench() { without_services install_from "$here/bench-packages.txt"; }
+
+# Only one TFTP server of Debian's may be installed at a time, so the peers run from where they were unpacked.
+bench() {
+  local peer
+  without_services install_from "$here/bench-packages.txt"
+  mkdir -p "$cache/peers"
+  for peer in tftpd-hpa atftpd coredhcp-server; do
+    [ -d "$cache/peers/$peer" ] || unpack "$peer" "$cache/peers/$peer"
+  done
+}
 
 [ $# -gt 0 ] || set -- packages images roots
 for part in "$@"; do
