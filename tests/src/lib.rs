@@ -1,11 +1,14 @@
 //! Fake worlds and real laboratories for the test suites. No product code.
 
 pub mod bastion;
+pub mod chance;
 pub mod client;
 pub mod lab;
+pub mod machine;
 pub mod netns;
 pub mod process;
 pub mod qemu;
 pub mod reference;
 pub mod timeline;
 pub mod uml;
+pub mod world;
