@@ -436,7 +436,7 @@ pub struct Timestamp(u64);
 impl Timestamp {
     /// A moment from its count of milliseconds.
     #[must_use]
-    pub fn from_millis(millis: u64) -> Self {
+    pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
 
