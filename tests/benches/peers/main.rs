@@ -6,6 +6,7 @@
 //! A round asks every server in turn, so that a slow minute of the machine hits all of them;
 //! a figure is the median of the rounds with the range behind it.
 
+mod boot;
 mod dhcp;
 mod dhcp_load;
 mod http;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 
 use lab::Lab;
 
-const USAGE: &str = "usage: make bench [ARGS=\"[dhcp] [tftp] [http] [--rounds N] [--server NAME]... [--case TEXT]...\"]";
+const USAGE: &str = "usage: make bench [ARGS=\"[dhcp] [tftp] [http] [boot] [--rounds N] [--server NAME]... [--case TEXT]...\"]";
 
 /// What of the bench is run.
 pub(crate) struct Plan {
@@ -84,6 +85,9 @@ fn main() -> Result<()> {
     }
     if plan.has("http") {
         tables.extend(http::measure(&lab, &plan)?);
+    }
+    if plan.has("boot") {
+        tables.extend(boot::measure(&plan)?);
     }
     for table in &tables {
         println!("{}", table.markdown());
