@@ -9,6 +9,7 @@
 
 pub mod attempt;
 pub mod boot;
+pub mod dhcp;
 pub mod event;
 pub mod identity;
 pub mod ipxe;

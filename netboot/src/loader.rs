@@ -204,6 +204,12 @@ pub fn loader_for(arch: Architecture, tables: [&LoaderTable; 2]) -> Option<Loade
     named.or_else(|| arch.default_loader().map(|name| LoaderName(name.into())))
 }
 
+/// The path of a loader on the boot HTTP port. UEFI HTTP Boot judges a file by the suffix of its path.
+#[must_use]
+pub fn loader_path(loader: &LoaderName) -> String {
+    format!("/loaders/{loader}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
