@@ -1,4 +1,7 @@
 //! The hands: the only crate that touches the bastion.
 
 pub mod controller;
+pub mod dhcp;
 pub mod ledger;
+pub mod link;
+pub mod sys;
