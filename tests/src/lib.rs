@@ -3,6 +3,7 @@
 pub mod bastion;
 pub mod chance;
 pub mod client;
+pub mod dhcp;
 pub mod lab;
 pub mod machine;
 pub mod netns;
