@@ -102,16 +102,42 @@ impl<'a> Bastion<'a> {
         self.daemon.as_ref().expect("the daemon runs").pid()
     }
 
-    /// Runs a client command against the daemon's socket and returns what it prints.
-    pub fn try_client(&self, words: &[&str]) -> Result<String, String> {
+    /// The operator's side of the socket.
+    pub fn operator(&self) -> Operator<'a> {
+        Operator {
+            netns: self.netns,
+            timeline: self.timeline.clone(),
+            socket: self.socket.clone(),
+        }
+    }
+
+    /// Runs a client command that must go well and returns what it prints.
+    pub fn client(&self, words: &[&str]) -> String {
+        self.operator().must(words)
+    }
+}
+
+/// Somebody who runs `reveille` commands against the daemon, whichever process that is at the moment.
+pub struct Operator<'a> {
+    netns: &'a Netns,
+    timeline: Timeline,
+    socket: PathBuf,
+}
+
+impl Operator<'_> {
+    /// Runs a client command and returns what it prints.
+    pub fn command(&self, words: &[&str]) -> Result<String, String> {
         let socket = self.socket.to_str().expect("paths are text");
         self.netns
             .try_output(reveille(), &[words, &["--socket", socket]].concat())
     }
 
-    /// As `try_client`, for what must go well.
-    pub fn client(&self, words: &[&str]) -> String {
-        self.try_client(words)
+    /// As `command`, for what must go well.
+    ///
+    /// # Panics
+    /// With the story, when it does not.
+    pub fn must(&self, words: &[&str]) -> String {
+        self.command(words)
             .unwrap_or_else(|error| panic!("{error}\n{}", self.timeline.told()))
     }
 }

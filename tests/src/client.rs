@@ -13,6 +13,7 @@ use crate::netns::Netns;
 
 /// Bodies larger than this are an error: the sites of these machines have small kernels.
 const BODY_BYTES_MAX: u64 = 64 << 20;
+const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Client {
@@ -85,6 +86,52 @@ impl Client {
         })
     }
 
+    /// DHCP and the script it names, once. A status other than 200 is an error that begins with it.
+    pub fn try_script(&self) -> Result<Script, String> {
+        let lease = self.dhcp().ok_or("no lease")?;
+        let url = lease.boot_file().ok_or("the lease names no script")?;
+        let response = self.get(&expanded(&url))?;
+        let text = String::from_utf8_lossy(&response.body);
+        if response.status == 200 {
+            Ok(Script::read(&text))
+        } else {
+            Err(format!("{}: {text}", response.status))
+        }
+    }
+
+    /// As `try_script`, until there is one: what firmware repeats for ever.
+    ///
+    /// # Panics
+    /// When there is no script within the limit.
+    pub fn insist_on_script(&self, limit: Duration) -> Script {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.try_script() {
+                Ok(script) => return script,
+                Err(reason) => assert!(
+                    Instant::now() < deadline,
+                    "{} got no script: {reason}",
+                    self.name
+                ),
+            }
+        }
+    }
+
+    pub fn script(&self) -> Script {
+        self.insist_on_script(SCRIPT_LIMIT)
+    }
+
+    /// As `script`, for a machine that must be told to boot.
+    pub fn boot_script(&self) -> Script {
+        let script = self.script();
+        assert!(
+            matches!(script, Script::Boot { .. }),
+            "{} was not told to boot: {script:?}",
+            self.name
+        );
+        script
+    }
+
     /// One HTTP request on a connection of its own.
     pub fn request(
         &self,
@@ -130,6 +177,16 @@ impl Client {
     }
 }
 
+impl Lease {
+    /// What to fetch next, by option 67 or the header's field.
+    pub fn boot_file(&self) -> Option<String> {
+        ["bootfile", "boot_file"]
+            .iter()
+            .find_map(|name| self.options.get(*name))
+            .cloned()
+    }
+}
+
 impl Script {
     pub fn read(text: &str) -> Self {
         let (mut kernel, mut initrds) = (None, Vec::new());
@@ -169,6 +226,19 @@ impl Script {
                 .map(str::to_owned)
         })
     }
+}
+
+/// iPXE's settings in a URL, as a machine without SMBIOS would fill them in.
+fn expanded(url: &str) -> String {
+    let settings = [
+        ("platform", "pcbios"),
+        ("buildarch", "i386"),
+        ("uuid", ""),
+        ("serial:uristring", ""),
+    ];
+    settings.iter().fold(url.to_owned(), |url, (name, value)| {
+        url.replace(&format!("${{{name}}}"), value)
+    })
 }
 
 fn split(url: &str) -> Result<(SocketAddr, String), String> {

@@ -10,6 +10,7 @@ pub mod netns;
 pub mod process;
 pub mod qemu;
 pub mod reference;
+pub mod site;
 pub mod timeline;
 pub mod uml;
 pub mod world;
