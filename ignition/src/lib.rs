@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use netboot::node::{DiskRule, NodeLink, NodeSpec};
-use netboot::site::{ConfigSource, Network, Profile};
+use netboot::spec::{ConfigSource, Network, Profile};
 
 pub use template::{Fault, RENDERED_MAX};
 

@@ -165,7 +165,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use netboot::node::{NodeLink, NodeSpec};
-    use netboot::site::{Mode, Network};
+    use netboot::spec::{Mode, Network};
 
     use super::*;
     use crate::sample_urls;

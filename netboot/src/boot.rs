@@ -19,7 +19,8 @@ use crate::identity::{Conflict, Identity, identify};
 use crate::loader::{Architecture, Client, LoaderName, LoaderTable, loader_for};
 use crate::net::{MacAddress, NetworkName, ProfileName, Timestamp};
 use crate::node::{Admission, DiskRule, NodeRecord, NodeSpec};
-use crate::site::{AdmissionPolicy, Profile, Purpose, Site};
+use crate::site::Site;
+use crate::spec::{AdmissionPolicy, Profile, Purpose};
 
 /// Boot scripts that may be served without a success before a person is asked.
 pub const ATTEMPTS_MAX: u8 = 3;

@@ -17,7 +17,8 @@ use crate::node::{
     Admission, Attempt, BootState, DiskRule, Install, NodeRecord, NodeSpec, Report, WipePermit,
 };
 use crate::release::{Asker, Release, Withheld};
-use crate::site::{ConfigSource, Lease, Profile, Purpose, SIGHTINGS_MAX, Sighting, Site, SiteSpec};
+use crate::site::{Lease, SIGHTINGS_MAX, Sighting, Site};
+use crate::spec::{ConfigSource, Profile, Purpose, SiteSpec};
 
 /// Shortest and longest life of a permit, in seconds.
 pub const PERMIT_SECONDS: std::ops::RangeInclusive<u64> = 60..=7 * 86_400;

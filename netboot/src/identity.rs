@@ -10,8 +10,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::net::{MacAddress, NodeName};
-use crate::node::NodeSpec;
-use crate::site::SiteSpec;
+use crate::node::{NodeSpec, uuid_is_sound};
+use crate::spec::SiteSpec;
 
 /// The answer to "which machine is this?".
 #[derive(Clone, Debug, PartialEq)]
@@ -143,18 +143,6 @@ pub fn identify<'a>(
         });
     }
     Identity::Known(node)
-}
-
-/// False for UUIDs that boards are known to ship in numbers.
-#[must_use]
-pub fn uuid_is_sound(uuid: Uuid) -> bool {
-    /// The samples of two BIOS vendors, which many boards still carry.
-    const SHARED: [u128; 3] = [
-        0x0300_0200_0400_0500_0006_0007_0008_0009,
-        0x0002_0003_0004_0005_0006_0007_0008_0009,
-        0xfefe_fefe_fefe_fefe_fefe_fefe_fefe_fefe,
-    ];
-    !uuid.is_nil() && !uuid.is_max() && !SHARED.contains(&uuid.as_u128())
 }
 
 fn serial_is_sound(serial: &str) -> bool {

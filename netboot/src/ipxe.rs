@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::loader::{Architecture, Client};
 use crate::net::MacAddress;
-use crate::site::{Artifact, Profile};
+use crate::spec::{Artifact, Profile};
 
 /// What iPXE fills in by itself when a URL of ours is fetched: DHCP's file name is expanded too
 /// (src/usr/autoboot.c, fetch_next_server_and_filename).
@@ -210,7 +210,7 @@ fn percent_decoded(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::net::Digest;
-    use crate::site::{ConfigSource, Purpose};
+    use crate::spec::{ConfigSource, Purpose};
 
     fn profile() -> Profile {
         let artifact = |file: &str, byte| Artifact {

@@ -4,7 +4,8 @@
 use std::net::Ipv4Addr;
 
 use crate::net::{MacAddress, Timestamp};
-use crate::site::{Mode, Network, Site};
+use crate::site::Site;
+use crate::spec::{Mode, Network};
 
 /// Addresses of a range that are looked at for one offer.
 const PROBES_MAX: u64 = 4096;

@@ -31,6 +31,18 @@ pub struct NodeSpec {
     pub disk: Option<DiskRule>,
 }
 
+/// False for UUIDs that boards are known to ship in numbers.
+#[must_use]
+pub fn uuid_is_sound(uuid: Uuid) -> bool {
+    /// The samples of two BIOS vendors, which many boards still carry.
+    const SHARED: [u128; 3] = [
+        0x0300_0200_0400_0500_0006_0007_0008_0009,
+        0x0002_0003_0004_0005_0006_0007_0008_0009,
+        0xfefe_fefe_fefe_fefe_fefe_fefe_fefe_fefe,
+    ];
+    !uuid.is_nil() && !uuid.is_max() && !SHARED.contains(&uuid.as_u128())
+}
+
 /// One attachment of a machine to a network: any of these MACs gets this address there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeLink {

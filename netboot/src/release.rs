@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use crate::net::{Digest, MacAddress, NodeName, Timestamp};
 use crate::node::{Attempt, NodeRecord, NodeSpec};
-use crate::site::{Profile, Purpose, Site};
+use crate::site::Site;
+use crate::spec::{Profile, Purpose};
 
 /// Seconds after its boot script in which a node may fetch its config.
 pub const WINDOW_SECONDS: u64 = 3600;

@@ -1,371 +1,283 @@
-//! The contradictions that only show when a site's parts are put side by side. Every one is reported
-//! at once, each with the item, the value and the remedy; [`crate::site::SiteSpec::new`] refuses a
-//! site that has any.
+//! What the site's files say: networks, machines and profiles, joined into one [`SiteSpec`].
+//!
+//! Each part is sound by itself before it comes here; `faults.rs` refuses parts that contradict each
+//! other, and is the only place that makes a spec.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use crate::identity::uuid_is_sound;
-use crate::net::NetworkName;
-use crate::node::NodeSpec;
-use crate::site::{Item, Mode, NODES_MAX, Network, Profile, SiteParts, SpecFault};
+use uuid::Uuid;
 
-/// Everything that is wrong between the parts.
-pub(crate) fn faults(parts: &SiteParts) -> Vec<SpecFault> {
-    let mut found = Vec::new();
-    let networks: BTreeMap<&NetworkName, &Network> = parts
-        .networks
-        .iter()
-        .map(|network| (&network.name, network))
-        .collect();
-    if parts.nodes.len() > NODES_MAX {
-        found.push(fault(
-            Item::Node(NODES_MAX),
-            "name",
-            &parts.nodes[NODES_MAX].name,
-            format!("is one machine more than the {NODES_MAX} that one bastion serves"),
-            "split the site over several bastions",
-        ));
-    }
-    network_faults(&parts.networks, &mut found);
-    uniqueness_faults(parts, &mut found);
-    for (index, node) in parts.nodes.iter().enumerate() {
-        node_faults(
-            Item::Node(index),
-            node,
-            &networks,
-            &parts.networks,
-            &parts.profiles,
-            &mut found,
-        );
-    }
-    for (index, network) in parts.networks.iter().enumerate() {
-        let Some(discovery) = &network.discovery else {
-            continue;
-        };
-        if !parts
-            .profiles
-            .iter()
-            .any(|profile| profile.name == *discovery)
-        {
-            found.push(unknown_profile(
-                Item::Network(index),
-                "discovery",
-                discovery.as_str(),
-                &parts.profiles,
-            ));
-        }
-    }
-    found
+use crate::loader::LoaderTable;
+use crate::net::{
+    AddressRange, Digest, Hostname, LinkName, MacAddress, NetworkName, NodeName, ProfileName,
+    Subnet,
+};
+use crate::node::{DiskRule, NodeSpec};
+
+/// Machines that may be listed.
+pub const NODES_MAX: usize = 100_000;
+
+/// One network that the bastion serves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    /// Unique in the site.
+    pub name: NetworkName,
+    /// The bastion's link on it.
+    pub link: LinkName,
+    /// Its addresses.
+    pub subnet: Subnet,
+    /// How DHCP behaves on it.
+    pub mode: Mode,
+    /// Addresses for machines that are not listed; asked of mode `pool` only.
+    pub range: Option<AddressRange>,
+    /// Machines reach it through a relay: the bastion's neighbour table can't know their MACs.
+    pub relayed: bool,
+    /// Option 3.
+    pub router: Option<Ipv4Addr>,
+    /// Option 6.
+    pub dns: Vec<Ipv4Addr>,
+    /// Option 42.
+    pub ntp: Vec<Ipv4Addr>,
+    /// Option 15.
+    pub domain: Option<Hostname>,
+    /// Option 119.
+    pub search: Vec<Hostname>,
+    /// Option 26, 576 to 65535.
+    pub mtu: Option<u16>,
+    /// Option 121: destination and gateway. Clients that take it ignore option 3 (RFC 3442), so the
+    /// answer adds the default route itself.
+    pub routes: Vec<(Subnet, Ipv4Addr)>,
+    /// Option 51, 120 to 31,536,000 seconds.
+    pub lease_seconds: u32,
+    /// Raw options by code, sent when asked for.
+    pub options: BTreeMap<u8, Vec<u8>>,
+    /// Loaders by architecture code.
+    pub loaders: LoaderTable,
+    /// Answer IPv6 router solicitations with "no router", so that no boot stage waits for one.
+    pub quiet_ipv6: bool,
+    /// What a machine that is not listed boots, if anything; asked of mode `pool` only.
+    pub discovery: Option<ProfileName>,
 }
 
-fn fault(
-    item: Item,
-    field: &'static str,
-    value: &impl ToString,
-    problem: String,
-    remedy: impl Into<String>,
-) -> SpecFault {
-    SpecFault {
-        item,
-        field,
-        value: value.to_string(),
-        problem,
-        remedy: remedy.into(),
-    }
+/// How DHCP behaves on a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Listed machines only, each its own address.
+    #[default]
+    Reservation,
+    /// The same, and an address from the range for machines that are not listed.
+    Pool,
+    /// Another server gives the addresses; this one says only what to boot.
+    Proxy,
+    /// Silent.
+    Off,
 }
 
-fn network_faults(networks: &[Network], found: &mut Vec<SpecFault>) {
-    for (index, network) in networks.iter().enumerate() {
-        let item = Item::Network(index);
-        for earlier in &networks[..index] {
-            if earlier.subnet.overlaps(network.subnet) {
-                let problem = format!("overlaps {} of network {}", earlier.subnet, earlier.name);
-                found.push(fault(
-                    item,
-                    "subnet",
-                    &network.subnet,
-                    problem,
-                    "give each network addresses of its own",
-                ));
-            }
-        }
-        if let Some(range) = network.range {
-            let inside = network.subnet.has_station(range.first())
-                && network.subnet.has_station(range.last());
-            if !inside {
-                let problem = format!("reaches outside subnet {}", network.subnet);
-                found.push(fault(
-                    item,
-                    "range",
-                    &range,
-                    problem,
-                    "choose both ends inside the subnet",
-                ));
-            }
-            for taken in network
-                .router
-                .iter()
-                .chain(&network.dns)
-                .filter(|address| range.contains(**address))
-            {
-                let problem =
-                    format!("lends {taken}, which the network's router or DNS server bears");
-                found.push(fault(
-                    item,
-                    "range",
-                    &range,
-                    problem,
-                    "move the range off that address",
-                ));
-            }
-        }
-        if network.mode == Mode::Pool && network.range.is_none() {
-            let problem = "lends addresses and has no range".to_owned();
-            found.push(fault(
-                item,
-                "mode",
-                &"pool",
-                problem,
-                "add a range, or choose mode reservation",
-            ));
-        }
-        if let Some(router) = network
-            .router
-            .filter(|router| !network.subnet.has_station(*router))
-        {
-            let problem = format!("is outside subnet {}", network.subnet);
-            found.push(fault(
-                item,
-                "router",
-                &router,
-                problem,
-                "name a router inside the subnet",
-            ));
-        }
-    }
+/// What a class of machine boots: matchbox's word and meaning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Unique in the site.
+    pub name: ProfileName,
+    /// The kernel.
+    pub kernel: Artifact,
+    /// Initial ramdisks, in the order the kernel sees them.
+    pub initrds: Vec<Artifact>,
+    /// Kernel arguments, each a template.
+    pub arguments: Vec<String>,
+    /// The document a node of this profile fetches.
+    pub config: ConfigSource,
+    /// Whether booting it writes a disk.
+    pub purpose: Purpose,
+    /// The disk an install may write, where the machine names none.
+    pub disk: Option<DiskRule>,
 }
 
-fn uniqueness_faults(parts: &SiteParts, found: &mut Vec<SpecFault>) {
-    let twice =
-        |what: &str, other: &dyn ToString| format!("is already {what} {}", other.to_string());
-    let mut seen = BTreeMap::new();
-    for (index, network) in parts.networks.iter().enumerate() {
-        if seen.insert(&network.name, index).is_some() {
-            let problem = "names two networks".to_owned();
-            found.push(fault(
-                Item::Network(index),
-                "name",
-                &network.name,
-                problem,
-                "rename one of them",
-            ));
-        }
-    }
-    let mut seen = BTreeMap::new();
-    for (index, profile) in parts.profiles.iter().enumerate() {
-        if seen.insert(&profile.name, index).is_some() {
-            let problem = "names two profiles".to_owned();
-            found.push(fault(
-                Item::Profile(index),
-                "name",
-                &profile.name,
-                problem,
-                "rename one of them",
-            ));
-        }
-    }
-    let (mut names, mut macs, mut addresses, mut uuids, mut hosts) = (
-        BTreeMap::new(),
-        BTreeMap::new(),
-        BTreeMap::new(),
-        BTreeMap::new(),
-        BTreeMap::new(),
-    );
-    for (index, node) in parts.nodes.iter().enumerate() {
-        let item = Item::Node(index);
-        if names.insert(&node.name, &node.name).is_some() {
-            found.push(fault(
-                item,
-                "name",
-                &node.name,
-                "names two machines".to_owned(),
-                "rename one of them",
-            ));
-        }
-        if let Some(other) = hosts
-            .insert(&node.hostname, &node.name)
-            .filter(|other| *other != &node.name)
-        {
-            let problem = twice("the host name of machine", other);
-            found.push(fault(
-                item,
-                "hostname",
-                &node.hostname,
-                problem,
-                "give each machine a host name of its own",
-            ));
-        }
-        for mac in node.macs() {
-            if let Some(other) = macs.insert(mac, &node.name) {
-                let problem = twice("a MAC address of machine", other);
-                found.push(fault(
-                    item,
-                    "macs",
-                    &mac,
-                    problem,
-                    "remove it from one of the two",
-                ));
-            }
-        }
-        for link in &node.links {
-            if let Some(other) = addresses.insert(link.address, &node.name) {
-                let problem = twice("the address of machine", other);
-                found.push(fault(
-                    item,
-                    "address",
-                    &link.address,
-                    problem,
-                    "give one of the two another address",
-                ));
-            }
-        }
-        if let Some(other) = node.uuid.and_then(|uuid| uuids.insert(uuid, &node.name)) {
-            let value = node.uuid.unwrap_or_default();
-            let problem = twice("the UUID of machine", other);
-            found.push(fault(
-                item,
-                "uuid",
-                &value,
-                problem,
-                "read both with `dmidecode -s system-uuid`; leave out one that lies",
-            ));
-        }
-    }
+/// A file of the depot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artifact {
+    /// The last part of its depot name, for URLs and consoles.
+    pub file: String,
+    /// What it is served by.
+    pub digest: Digest,
+    /// In bytes.
+    pub size: u64,
 }
 
-fn node_faults(
-    item: Item,
-    node: &NodeSpec,
-    by_name: &BTreeMap<&NetworkName, &Network>,
-    networks: &[Network],
-    profiles: &[Profile],
-    found: &mut Vec<SpecFault>,
-) {
-    if node.links.is_empty() || node.links.iter().any(|link| link.macs.is_empty()) {
-        let problem = "has a link without a MAC address".to_owned();
-        found.push(fault(
-            item,
-            "macs",
-            &node.name,
-            problem,
-            "list the MAC address of each of its links",
-        ));
-    }
-    for link in &node.links {
-        let Some(network) = by_name.get(&link.network) else {
-            let known: Vec<&str> = by_name.keys().map(|name| name.as_str()).collect();
-            let remedy = format!("choose one of: {}", known.join(", "));
-            found.push(fault(
-                item,
-                "network",
-                &link.network,
-                "is not a network of site.yaml".to_owned(),
-                remedy,
-            ));
-            continue;
-        };
-        address_faults(item, link.address, network, networks, found);
-    }
-    if !profiles.iter().any(|profile| profile.name == node.profile) {
-        found.push(unknown_profile(
-            item,
-            "profile",
-            node.profile.as_str(),
-            profiles,
-        ));
-    }
-    if let Some(uuid) = node.uuid.filter(|uuid| !uuid_is_sound(*uuid)) {
-        let problem = "is a UUID that many machines share".to_owned();
-        found.push(fault(
-            item,
-            "uuid",
-            &uuid,
-            problem,
-            "leave it out; the MAC address identifies the machine",
-        ));
-    }
+/// What booting a profile does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// It writes a disk. Once that was acknowledged, the machine is sent to its disk for ever.
+    #[default]
+    Install,
+    /// It runs from memory and is booted each time.
+    Live,
 }
 
-fn address_faults(
-    item: Item,
-    address: Ipv4Addr,
-    network: &Network,
-    networks: &[Network],
-    found: &mut Vec<SpecFault>,
-) {
-    if !network.subnet.has_station(address) {
-        let problem = format!(
-            "is not a station's address in subnet {} of network {}",
-            network.subnet, network.name
-        );
-        found.push(fault(
-            item,
-            "address",
-            &address,
-            problem,
-            "choose an address inside the subnet",
-        ));
-    }
-    let lender = networks
-        .iter()
-        .find(|other| other.range.is_some_and(|range| range.contains(address)));
-    if let Some((lender, range)) = lender.and_then(|lender| Some((lender, lender.range?))) {
-        let problem = format!(
-            "lies in the range {range} that network {} lends out",
-            lender.name
-        );
-        found.push(fault(
-            item,
-            "address",
-            &address,
-            problem,
-            "move it, or shrink the range",
-        ));
-    }
-    if network.router == Some(address) || network.dns.contains(&address) {
-        let problem = format!(
-            "is the router's or a DNS server's in network {}",
-            network.name
-        );
-        found.push(fault(
-            item,
-            "address",
-            &address,
-            problem,
-            "choose an address of the machine's own",
-        ));
-    }
+/// The document of a profile, as templates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// Nothing is fetched.
+    None,
+    /// One Ignition config (JSON).
+    Ignition(Arc<str>),
+    /// NoCloud's files; those not given are served empty, `meta-data` is made here when absent.
+    CloudInit {
+        /// `user-data`.
+        user_data: Arc<str>,
+        /// `vendor-data`.
+        vendor_data: Option<Arc<str>>,
+        /// `network-config`.
+        network_config: Option<Arc<str>>,
+    },
+    /// One Talos machine config.
+    Talos(Arc<str>),
 }
 
-fn unknown_profile(item: Item, field: &'static str, name: &str, profiles: &[Profile]) -> SpecFault {
-    let known: Vec<&str> = profiles
-        .iter()
-        .map(|profile| profile.name.as_str())
-        .collect();
-    let remedy = if known.is_empty() {
-        format!("write profiles/{name}.yaml")
-    } else {
-        format!(
-            "write profiles/{name}.yaml, or choose one of: {}",
-            known.join(", ")
-        )
-    };
-    fault(
-        item,
-        field,
-        &name,
-        "is not a profile of this site".to_owned(),
-        remedy,
-    )
+/// What the site's files say, checked as a whole.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SiteSpec {
+    pub(crate) networks: BTreeMap<NetworkName, Arc<Network>>,
+    pub(crate) nodes: BTreeMap<NodeName, Arc<NodeSpec>>,
+    pub(crate) profiles: BTreeMap<ProfileName, Arc<Profile>>,
+    pub(crate) admission: AdmissionPolicy,
+    pub(crate) by_mac: BTreeMap<MacAddress, Arc<NodeSpec>>,
+    pub(crate) by_uuid: BTreeMap<Uuid, Arc<NodeSpec>>,
+    pub(crate) by_address: BTreeMap<Ipv4Addr, Arc<NodeSpec>>,
+}
+
+/// Whether the inventory's word is enough to install a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdmissionPolicy {
+    /// A listed machine may be installed.
+    #[default]
+    Listed,
+    /// A listed machine waits for `node approve`.
+    Manual,
+}
+
+/// The parts of a spec, each already sound by itself.
+#[derive(Clone, Debug, Default)]
+pub struct SiteParts {
+    /// In file order.
+    pub networks: Vec<Network>,
+    /// In file order.
+    pub nodes: Vec<NodeSpec>,
+    /// In file order.
+    pub profiles: Vec<Profile>,
+    /// The site's policy.
+    pub admission: AdmissionPolicy,
+}
+
+/// A contradiction between parts. The config room finds the line by item, field and value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecFault {
+    /// Which part.
+    pub item: Item,
+    /// The key in its file, such as `address`.
+    pub field: &'static str,
+    /// The offending value.
+    pub value: String,
+    /// What is wrong, in one clause.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// A part by its place in [`SiteParts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// Index into `networks`.
+    Network(usize),
+    /// Index into `nodes`.
+    Node(usize),
+    /// Index into `profiles`.
+    Profile(usize),
+}
+
+impl SiteSpec {
+    /// The networks by name.
+    pub fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+
+    /// The machines by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeSpec>> {
+        self.nodes.values()
+    }
+
+    /// The profiles by name.
+    pub fn profiles(&self) -> impl Iterator<Item = &Arc<Profile>> {
+        self.profiles.values()
+    }
+
+    /// How many machines there are.
+    #[must_use]
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A network by name.
+    #[must_use]
+    pub fn network(&self, name: &NetworkName) -> Option<&Arc<Network>> {
+        self.networks.get(name)
+    }
+
+    /// A machine by name.
+    #[must_use]
+    pub fn node(&self, name: &NodeName) -> Option<&Arc<NodeSpec>> {
+        self.nodes.get(name)
+    }
+
+    /// A profile by name.
+    #[must_use]
+    pub fn profile(&self, name: &ProfileName) -> Option<&Arc<Profile>> {
+        self.profiles.get(name)
+    }
+
+    /// The machine that bears `mac`.
+    #[must_use]
+    pub fn node_by_mac(&self, mac: MacAddress) -> Option<&Arc<NodeSpec>> {
+        self.by_mac.get(&mac)
+    }
+
+    /// The machine with this SMBIOS UUID.
+    #[must_use]
+    pub fn node_by_uuid(&self, uuid: Uuid) -> Option<&Arc<NodeSpec>> {
+        self.by_uuid.get(&uuid)
+    }
+
+    /// The machine an address is reserved for.
+    #[must_use]
+    pub fn node_by_address(&self, address: Ipv4Addr) -> Option<&Arc<NodeSpec>> {
+        self.by_address.get(&address)
+    }
+
+    /// The network served on a link whose subnet has `address`; without one, the link's only network.
+    #[must_use]
+    pub fn network_on(&self, link: &LinkName, address: Option<Ipv4Addr>) -> Option<&Arc<Network>> {
+        let mut here = self
+            .networks
+            .values()
+            .filter(|n| n.link == *link && !n.relayed);
+        match address {
+            Some(address) => here.find(|network| network.subnet.contains(address)),
+            None => here.next(),
+        }
+    }
+
+    /// The network whose subnet contains a relay's address.
+    #[must_use]
+    pub fn network_behind(&self, relay: Ipv4Addr) -> Option<&Arc<Network>> {
+        self.networks
+            .values()
+            .find(|network| network.subnet.contains(relay))
+    }
+
+    /// The site's admission policy.
+    #[must_use]
+    pub fn admission(&self) -> AdmissionPolicy {
+        self.admission
+    }
 }

@@ -1,7 +1,10 @@
 //! The promises of the boot decision, the release rule and the lending of addresses, for whatever
 //! records and requests there are.
 
-#![expect(clippy::unwrap_used, reason = "a fixture that does not parse fails its test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a fixture that does not parse fails its test"
+)]
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -15,9 +18,9 @@ use netboot::node::{
     Admission, Attempt, BootState, DiskRule, Install, NodeLink, NodeRecord, NodeSpec, WipePermit,
 };
 use netboot::release::{Asker, WINDOW_SECONDS};
-use netboot::site::{
-    AdmissionPolicy, Artifact, ConfigSource, Memory, Mode, Network, Profile, Purpose, Site,
-    SiteParts, SiteSpec,
+use netboot::site::{Memory, Site};
+use netboot::spec::{
+    AdmissionPolicy, Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec,
 };
 use proptest::prelude::*;
 use uuid::Uuid;

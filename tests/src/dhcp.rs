@@ -13,9 +13,9 @@ use daemon::link;
 use netboot::attempt::Entry;
 use netboot::net::{Digest, MacAddress};
 use netboot::node::{NodeLink, NodeSpec};
-use netboot::site::{
-    AdmissionPolicy, Artifact, ConfigSource, Mode, Network, Profile, Purpose, Site, SiteParts,
-    SiteSpec,
+use netboot::site::Site;
+use netboot::spec::{
+    AdmissionPolicy, Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec,
 };
 use tokio::sync::mpsc;
 

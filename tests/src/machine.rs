@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use netboot::net::MacAddress;
-use netboot::site::Purpose;
+use netboot::spec::Purpose;
 use uuid::Uuid;
 
 use crate::chance::Chance;

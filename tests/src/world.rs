@@ -13,10 +13,8 @@ use netboot::loader::{Architecture, Client};
 use netboot::net::{AddressRange, Digest, MacAddress, NetworkName, NodeName, Timestamp};
 use netboot::node::{DiskRule, NodeLink, NodeRecord, NodeSpec, Report};
 use netboot::release::Asker;
-use netboot::site::{
-    Artifact, ConfigSource, Lease, Memory, Mode, Network, Profile, Purpose, Site, SiteParts,
-    SiteSpec,
-};
+use netboot::site::{Lease, Memory, Site};
+use netboot::spec::{Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec};
 
 use uuid::Uuid;
 

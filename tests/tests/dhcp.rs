@@ -1,6 +1,6 @@
 //! Real DHCP clients against the daemon, each in a namespace of its own: what they end up with is what counts.
 
-use netboot::site::Mode;
+use netboot::spec::Mode;
 use tests::dhcp::{self, Bastion, address, mac};
 use tests::netns::Netns;
 

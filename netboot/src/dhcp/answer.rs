@@ -22,7 +22,8 @@ use crate::event::{Event, LeaseAsked};
 use crate::loader::Client;
 use crate::net::{LinkName, MacAddress, Timestamp};
 use crate::node::NodeSpec;
-use crate::site::{Mode, Network, Site};
+use crate::site::Site;
+use crate::spec::{Mode, Network};
 
 /// The link a message was heard on.
 #[derive(Clone, Debug, PartialEq)]

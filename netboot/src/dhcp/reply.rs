@@ -10,7 +10,7 @@ use super::answer::{Port, Question};
 use super::options::{Header, Writer};
 use super::pxe::{BootFile, NO_PROXY_DHCP, vendor_options};
 use crate::loader::Client;
-use crate::site::{Mode, Network};
+use crate::spec::{Mode, Network};
 
 impl Question<'_, '_> {
     /// Writes an offer or an acknowledgement; tells the first option that did not fit.

@@ -1,0 +1,413 @@
+//! The contradictions that only show when a site's parts are put side by side. Every one is reported
+//! at once, each with the item, the value and the remedy; [`SiteSpec::new`] refuses a
+//! site that has any.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use crate::net::NetworkName;
+use crate::node::NodeSpec;
+use crate::node::uuid_is_sound;
+use crate::spec::{Item, Mode, NODES_MAX, Network, Profile, SiteParts, SiteSpec, SpecFault};
+
+impl SiteSpec {
+    /// Joins the parts, or names every contradiction between them.
+    ///
+    /// # Errors
+    /// All faults at once: names, MACs, UUIDs or addresses used twice; an address outside its subnet, inside
+    /// a lending range, or equal to a gateway; networks that overlap or share a link; unknown names.
+    pub fn new(parts: SiteParts) -> Result<Self, Vec<SpecFault>> {
+        let faults = faults(&parts);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let mut spec = Self {
+            admission: parts.admission,
+            ..Self::default()
+        };
+        spec.networks = parts
+            .networks
+            .into_iter()
+            .map(|n| (n.name.clone(), Arc::new(n)))
+            .collect();
+        spec.profiles = parts
+            .profiles
+            .into_iter()
+            .map(|p| (p.name.clone(), Arc::new(p)))
+            .collect();
+        for node in parts.nodes.into_iter().map(Arc::new) {
+            for mac in node.macs() {
+                spec.by_mac.insert(mac, Arc::clone(&node));
+            }
+            for link in &node.links {
+                spec.by_address.insert(link.address, Arc::clone(&node));
+            }
+            if let Some(uuid) = node.uuid {
+                spec.by_uuid.insert(uuid, Arc::clone(&node));
+            }
+            spec.nodes.insert(node.name.clone(), node);
+        }
+        Ok(spec)
+    }
+}
+
+/// Everything that is wrong between the parts.
+fn faults(parts: &SiteParts) -> Vec<SpecFault> {
+    let mut found = Vec::new();
+    let networks: BTreeMap<&NetworkName, &Network> = parts
+        .networks
+        .iter()
+        .map(|network| (&network.name, network))
+        .collect();
+    if parts.nodes.len() > NODES_MAX {
+        found.push(fault(
+            Item::Node(NODES_MAX),
+            "name",
+            &parts.nodes[NODES_MAX].name,
+            format!("is one machine more than the {NODES_MAX} that one bastion serves"),
+            "split the site over several bastions",
+        ));
+    }
+    network_faults(&parts.networks, &mut found);
+    uniqueness_faults(parts, &mut found);
+    for (index, node) in parts.nodes.iter().enumerate() {
+        node_faults(
+            Item::Node(index),
+            node,
+            &networks,
+            &parts.networks,
+            &parts.profiles,
+            &mut found,
+        );
+    }
+    for (index, network) in parts.networks.iter().enumerate() {
+        let Some(discovery) = &network.discovery else {
+            continue;
+        };
+        if !parts
+            .profiles
+            .iter()
+            .any(|profile| profile.name == *discovery)
+        {
+            found.push(unknown_profile(
+                Item::Network(index),
+                "discovery",
+                discovery.as_str(),
+                &parts.profiles,
+            ));
+        }
+    }
+    found
+}
+
+fn fault(
+    item: Item,
+    field: &'static str,
+    value: &impl ToString,
+    problem: String,
+    remedy: impl Into<String>,
+) -> SpecFault {
+    SpecFault {
+        item,
+        field,
+        value: value.to_string(),
+        problem,
+        remedy: remedy.into(),
+    }
+}
+
+fn network_faults(networks: &[Network], found: &mut Vec<SpecFault>) {
+    for (index, network) in networks.iter().enumerate() {
+        let item = Item::Network(index);
+        for earlier in &networks[..index] {
+            if earlier.subnet.overlaps(network.subnet) {
+                let problem = format!("overlaps {} of network {}", earlier.subnet, earlier.name);
+                found.push(fault(
+                    item,
+                    "subnet",
+                    &network.subnet,
+                    problem,
+                    "give each network addresses of its own",
+                ));
+            }
+        }
+        if let Some(range) = network.range {
+            let inside = network.subnet.has_station(range.first())
+                && network.subnet.has_station(range.last());
+            if !inside {
+                let problem = format!("reaches outside subnet {}", network.subnet);
+                found.push(fault(
+                    item,
+                    "range",
+                    &range,
+                    problem,
+                    "choose both ends inside the subnet",
+                ));
+            }
+            for taken in network
+                .router
+                .iter()
+                .chain(&network.dns)
+                .filter(|address| range.contains(**address))
+            {
+                let problem =
+                    format!("lends {taken}, which the network's router or DNS server bears");
+                found.push(fault(
+                    item,
+                    "range",
+                    &range,
+                    problem,
+                    "move the range off that address",
+                ));
+            }
+        }
+        if network.mode == Mode::Pool && network.range.is_none() {
+            let problem = "lends addresses and has no range".to_owned();
+            found.push(fault(
+                item,
+                "mode",
+                &"pool",
+                problem,
+                "add a range, or choose mode reservation",
+            ));
+        }
+        if let Some(router) = network
+            .router
+            .filter(|router| !network.subnet.has_station(*router))
+        {
+            let problem = format!("is outside subnet {}", network.subnet);
+            found.push(fault(
+                item,
+                "router",
+                &router,
+                problem,
+                "name a router inside the subnet",
+            ));
+        }
+    }
+}
+
+fn uniqueness_faults(parts: &SiteParts, found: &mut Vec<SpecFault>) {
+    let twice =
+        |what: &str, other: &dyn ToString| format!("is already {what} {}", other.to_string());
+    let mut seen = BTreeMap::new();
+    for (index, network) in parts.networks.iter().enumerate() {
+        if seen.insert(&network.name, index).is_some() {
+            let problem = "names two networks".to_owned();
+            found.push(fault(
+                Item::Network(index),
+                "name",
+                &network.name,
+                problem,
+                "rename one of them",
+            ));
+        }
+    }
+    let mut seen = BTreeMap::new();
+    for (index, profile) in parts.profiles.iter().enumerate() {
+        if seen.insert(&profile.name, index).is_some() {
+            let problem = "names two profiles".to_owned();
+            found.push(fault(
+                Item::Profile(index),
+                "name",
+                &profile.name,
+                problem,
+                "rename one of them",
+            ));
+        }
+    }
+    let (mut names, mut macs, mut addresses, mut uuids, mut hosts) = (
+        BTreeMap::new(),
+        BTreeMap::new(),
+        BTreeMap::new(),
+        BTreeMap::new(),
+        BTreeMap::new(),
+    );
+    for (index, node) in parts.nodes.iter().enumerate() {
+        let item = Item::Node(index);
+        if names.insert(&node.name, &node.name).is_some() {
+            found.push(fault(
+                item,
+                "name",
+                &node.name,
+                "names two machines".to_owned(),
+                "rename one of them",
+            ));
+        }
+        if let Some(other) = hosts
+            .insert(&node.hostname, &node.name)
+            .filter(|other| *other != &node.name)
+        {
+            let problem = twice("the host name of machine", other);
+            found.push(fault(
+                item,
+                "hostname",
+                &node.hostname,
+                problem,
+                "give each machine a host name of its own",
+            ));
+        }
+        for mac in node.macs() {
+            if let Some(other) = macs.insert(mac, &node.name) {
+                let problem = twice("a MAC address of machine", other);
+                found.push(fault(
+                    item,
+                    "macs",
+                    &mac,
+                    problem,
+                    "remove it from one of the two",
+                ));
+            }
+        }
+        for link in &node.links {
+            if let Some(other) = addresses.insert(link.address, &node.name) {
+                let problem = twice("the address of machine", other);
+                found.push(fault(
+                    item,
+                    "address",
+                    &link.address,
+                    problem,
+                    "give one of the two another address",
+                ));
+            }
+        }
+        if let Some(other) = node.uuid.and_then(|uuid| uuids.insert(uuid, &node.name)) {
+            let value = node.uuid.unwrap_or_default();
+            let problem = twice("the UUID of machine", other);
+            found.push(fault(
+                item,
+                "uuid",
+                &value,
+                problem,
+                "read both with `dmidecode -s system-uuid`; leave out one that lies",
+            ));
+        }
+    }
+}
+
+fn node_faults(
+    item: Item,
+    node: &NodeSpec,
+    by_name: &BTreeMap<&NetworkName, &Network>,
+    networks: &[Network],
+    profiles: &[Profile],
+    found: &mut Vec<SpecFault>,
+) {
+    if node.links.is_empty() || node.links.iter().any(|link| link.macs.is_empty()) {
+        let problem = "has a link without a MAC address".to_owned();
+        found.push(fault(
+            item,
+            "macs",
+            &node.name,
+            problem,
+            "list the MAC address of each of its links",
+        ));
+    }
+    for link in &node.links {
+        let Some(network) = by_name.get(&link.network) else {
+            let known: Vec<&str> = by_name.keys().map(|name| name.as_str()).collect();
+            let remedy = format!("choose one of: {}", known.join(", "));
+            found.push(fault(
+                item,
+                "network",
+                &link.network,
+                "is not a network of site.yaml".to_owned(),
+                remedy,
+            ));
+            continue;
+        };
+        address_faults(item, link.address, network, networks, found);
+    }
+    if !profiles.iter().any(|profile| profile.name == node.profile) {
+        found.push(unknown_profile(
+            item,
+            "profile",
+            node.profile.as_str(),
+            profiles,
+        ));
+    }
+    if let Some(uuid) = node.uuid.filter(|uuid| !uuid_is_sound(*uuid)) {
+        let problem = "is a UUID that many machines share".to_owned();
+        found.push(fault(
+            item,
+            "uuid",
+            &uuid,
+            problem,
+            "leave it out; the MAC address identifies the machine",
+        ));
+    }
+}
+
+fn address_faults(
+    item: Item,
+    address: Ipv4Addr,
+    network: &Network,
+    networks: &[Network],
+    found: &mut Vec<SpecFault>,
+) {
+    if !network.subnet.has_station(address) {
+        let problem = format!(
+            "is not a station's address in subnet {} of network {}",
+            network.subnet, network.name
+        );
+        found.push(fault(
+            item,
+            "address",
+            &address,
+            problem,
+            "choose an address inside the subnet",
+        ));
+    }
+    let lender = networks
+        .iter()
+        .find(|other| other.range.is_some_and(|range| range.contains(address)));
+    if let Some((lender, range)) = lender.and_then(|lender| Some((lender, lender.range?))) {
+        let problem = format!(
+            "lies in the range {range} that network {} lends out",
+            lender.name
+        );
+        found.push(fault(
+            item,
+            "address",
+            &address,
+            problem,
+            "move it, or shrink the range",
+        ));
+    }
+    if network.router == Some(address) || network.dns.contains(&address) {
+        let problem = format!(
+            "is the router's or a DNS server's in network {}",
+            network.name
+        );
+        found.push(fault(
+            item,
+            "address",
+            &address,
+            problem,
+            "choose an address of the machine's own",
+        ));
+    }
+}
+
+fn unknown_profile(item: Item, field: &'static str, name: &str, profiles: &[Profile]) -> SpecFault {
+    let known: Vec<&str> = profiles
+        .iter()
+        .map(|profile| profile.name.as_str())
+        .collect();
+    let remedy = if known.is_empty() {
+        format!("write profiles/{name}.yaml")
+    } else {
+        format!(
+            "write profiles/{name}.yaml, or choose one of: {}",
+            known.join(", ")
+        )
+    };
+    fault(
+        item,
+        field,
+        &name,
+        "is not a profile of this site".to_owned(),
+        remedy,
+    )
+}
