@@ -5,3 +5,5 @@ pub mod dhcp;
 pub mod ledger;
 pub mod link;
 pub mod sys;
+pub mod tftp;
+mod tftp_async;

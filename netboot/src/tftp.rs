@@ -28,7 +28,7 @@ mod transfer;
 
 pub use desk::{Admission, Desk, Ignored, Limits, Outcome, Session, Turn};
 pub use packet::{
-    Agreed, ErrorCode, Malformed, Mode, Offer, Packet, Request, data_header, encode_error,
-    encode_options, netascii, parse,
+    Agreed, ErrorCode, Malformed, Mode, Offer, Packet, Request, clean_path, data_header,
+    encode_error, encode_options, netascii, parse,
 };
-pub use transfer::{Send, Transfer};
+pub use transfer::{Send, Transfer, block_octets};

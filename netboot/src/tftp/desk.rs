@@ -171,6 +171,11 @@ impl<F> Desk<F> {
         self.sessions.get(id)?.as_ref()
     }
 
+    /// The caller's own part of a session.
+    pub fn file_mut(&mut self, id: usize) -> Option<&mut F> {
+        Some(&mut self.sessions.get_mut(id)?.as_mut()?.file)
+    }
+
     /// A datagram to port 69.
     pub fn admit(&mut self, peer: Peer, bytes: &[u8], now: Duration) -> Admission<F> {
         let request = match parse(bytes) {

@@ -256,7 +256,7 @@ fn request(bytes: &[u8]) -> Result<Request, Malformed> {
     } else {
         return Err(Malformed::Mode);
     };
-    let path = clean(name)?;
+    let path = clean_path(name)?;
     let mut asked: Vec<Offer> = Vec::with_capacity(4);
     // Padding after the last option and an option cut short are met in the field: what was whole counts.
     while let Some((name, after)) = word(rest) {
@@ -298,7 +298,7 @@ fn offer(name: &[u8], value: &[u8]) -> Option<Offer> {
 }
 
 /// A name as the source knows it: no leading slash, forward slashes only, no empty or `.` parts.
-fn clean(name: &[u8]) -> Result<String, Malformed> {
+pub fn clean_path(name: &[u8]) -> Result<String, Malformed> {
     let end = name
         .iter()
         .rposition(|byte| *byte != 0xff)

@@ -56,6 +56,15 @@ pub(super) enum Step {
     Stale,
 }
 
+/// The octets of a file of `length` that block `block` carries.
+pub fn block_octets(length: u64, block_size: u16, block: u64) -> Range<usize> {
+    let size = u64::from(block_size);
+    let start = (block.saturating_sub(1) * size).min(length);
+    let end = (start + size).min(length);
+    let place = |offset: u64| usize::try_from(offset).expect("a file in memory has usize octets");
+    place(start)..place(end)
+}
+
 #[derive(Debug, Clone)]
 pub struct Transfer {
     agreed: Agreed,
@@ -133,16 +142,6 @@ impl Transfer {
 
     pub fn deadline(&self) -> Duration {
         self.deadline
-    }
-
-    /// The file's octets that block `block` carries.
-    pub fn octets(&self, block: u64) -> Range<usize> {
-        let size = u64::from(self.agreed.block_size);
-        let start = (block.saturating_sub(1) * size).min(self.length);
-        let end = (start + size).min(self.length);
-        let place =
-            |offset: u64| usize::try_from(offset).expect("a file in memory has usize octets");
-        place(start)..place(end)
     }
 
     pub(super) fn acknowledge(&mut self, wire: u16, now: Duration) -> Step {
@@ -365,9 +364,9 @@ mod tests {
         let (mut transfer, send) = Transfer::start(1024, Agreed::plain(), at(0));
         assert_eq!(send, one(1));
         assert_eq!(transfer.acknowledge(1, at(1)), Step::Go(one(2)));
-        assert_eq!(transfer.octets(2), 512..1024);
+        assert_eq!(block_octets(1024, 512, 2), 512..1024);
         assert_eq!(transfer.acknowledge(2, at(2)), Step::Go(one(3)));
-        assert_eq!(transfer.octets(3), 1024..1024);
+        assert_eq!(block_octets(1024, 512, 3), 1024..1024);
         assert_eq!(transfer.acknowledge(3, at(3)), Step::Complete);
         assert_eq!(transfer.bytes_acknowledged(), 1024);
     }
@@ -376,7 +375,7 @@ mod tests {
     fn an_empty_file_is_one_empty_block() {
         let (mut transfer, send) = Transfer::start(0, Agreed::plain(), at(0));
         assert_eq!(send, one(1));
-        assert_eq!(transfer.octets(1), 0..0);
+        assert_eq!(block_octets(0, 512, 1), 0..0);
         assert_eq!(transfer.acknowledge(1, at(1)), Step::Complete);
     }
 
