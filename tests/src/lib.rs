@@ -11,6 +11,7 @@ pub mod process;
 pub mod qemu;
 pub mod reference;
 pub mod site;
+pub mod tftp;
 pub mod timeline;
 pub mod uml;
 pub mod world;
