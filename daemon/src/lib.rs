@@ -4,6 +4,7 @@ pub mod controller;
 pub mod dhcp;
 pub mod ledger;
 pub mod link;
+pub mod ra;
 pub mod sys;
 pub mod tftp;
 mod tftp_async;

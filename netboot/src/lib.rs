@@ -18,6 +18,7 @@ mod lease;
 pub mod loader;
 pub mod net;
 pub mod node;
+pub mod ra;
 pub mod release;
 pub mod site;
 pub mod spec;

@@ -1,4 +1,4 @@
-//! A bastion that serves DHCP alone, inside a namespace, on a site written in code. The store stands aside: what the
+//! A bastion that serves DHCP and quiet IPv6 alone, inside a namespace, on a site written in code. The store stands aside: what the
 //! controller commits is counted and dropped.
 
 use std::net::Ipv4Addr;
@@ -10,6 +10,7 @@ use daemon::controller::Controller;
 use daemon::dhcp::{self, Dhcp};
 use daemon::ledger::Ledger;
 use daemon::link;
+use daemon::ra::{self, QuietIpv6};
 use netboot::attempt::Entry;
 use netboot::net::{Digest, MacAddress};
 use netboot::node::{NodeLink, NodeSpec};
@@ -105,6 +106,7 @@ pub fn site(network: Network, machines: u16) -> SiteSpec {
 /// The running bastion; dropping it ends it.
 pub struct Bastion {
     pub dhcp: Dhcp,
+    pub quiet: QuietIpv6,
     pub controller: Controller,
     pub entries: mpsc::Receiver<Entry>,
     pub commits: Arc<AtomicUsize>,
@@ -123,16 +125,22 @@ impl Bastion {
                 .build()
                 .expect("a runtime");
             let (ledger, entries) = Ledger::channel();
-            let (dhcp, controller) = runtime.block_on(async {
+            let (dhcp, quiet, controller) = runtime.block_on(async {
                 let (controller, _) = Controller::start(Site::new(Arc::new(spec)), move |_, _| {
                     counted.fetch_add(1, Ordering::SeqCst);
                     Ok(())
                 });
                 let links = link::start().await.expect("the kernel tells its links");
-                (dhcp::start(controller.clone(), ledger, links), controller)
+                let dhcp = dhcp::start(controller.clone(), ledger.clone(), links.clone());
+                (
+                    dhcp,
+                    ra::start(controller.clone(), ledger, links),
+                    controller,
+                )
             });
             Self {
                 dhcp,
+                quiet,
                 controller,
                 entries,
                 commits,
