@@ -2,9 +2,11 @@
 
 pub mod controller;
 pub mod dhcp;
+pub mod http;
 pub mod ledger;
 pub mod link;
 pub mod ra;
 pub mod sys;
 pub mod tftp;
 mod tftp_async;
+pub mod tls;

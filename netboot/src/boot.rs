@@ -285,10 +285,7 @@ pub fn decide_node<'a>(
     let consented = permit
         .map(|permit| &permit.disk)
         .or(record.consented_disk.as_ref());
-    let disk = match (consented, node.disk.as_ref().or(profile.disk.as_ref())) {
-        (Some(serial), None) => Some(DiskRule::Serial(serial.clone())),
-        (_, rule) => rule.cloned(),
-    };
+    let disk = writable_disk(consented, node, profile);
     let uses_permit = permit.is_some() && profile.purpose == Purpose::Install;
     decided(
         BootDecision::Boot(Boot {
@@ -299,4 +296,17 @@ pub fn decide_node<'a>(
         }),
         "boot-profile",
     )
+}
+
+/// The disk that may be written: the machine's own rule, the profile's, or else the one whose loss a
+/// person consented to.
+pub(crate) fn writable_disk(
+    consented: Option<&String>,
+    node: &NodeSpec,
+    profile: &Profile,
+) -> Option<DiskRule> {
+    match (consented, node.disk.as_ref().or(profile.disk.as_ref())) {
+        (Some(serial), None) => Some(DiskRule::Serial(serial.clone())),
+        (_, rule) => rule.cloned(),
+    }
 }

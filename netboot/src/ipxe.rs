@@ -184,7 +184,9 @@ fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-fn percent_decoded(text: &str) -> String {
+/// Undoes percent-encoding (RFC 3986, section 2.1); what is not encoded well stays as it is.
+#[must_use]
+pub fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {

@@ -6,10 +6,11 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use crate::boot::writable_disk;
 use crate::net::{Digest, MacAddress, NodeName, Timestamp};
-use crate::node::{Attempt, NodeRecord, NodeSpec};
+use crate::node::{Attempt, DiskRule, NodeRecord, NodeSpec};
 use crate::site::Site;
-use crate::spec::{Profile, Purpose};
+use crate::spec::{Network, Profile, Purpose};
 
 /// Seconds after its boot script in which a node may fetch its config.
 pub const WINDOW_SECONDS: u64 = 3600;
@@ -34,6 +35,10 @@ pub struct Release {
     pub profile: Arc<Profile>,
     /// For which attempt.
     pub attempt: u32,
+    /// The disk that may be written.
+    pub disk: Option<DiskRule>,
+    /// Of which install.
+    pub generation: u32,
     /// The attempt's config left before, so nothing durable changes.
     pub repeated: bool,
 }
@@ -121,11 +126,34 @@ impl Site {
         self.came_from(node, asker.address, asker.neighbour)?;
         let (node, profile) = (Arc::clone(node), Arc::clone(profile));
         Ok(Release {
+            disk: writable_disk(record.consented_disk.as_ref(), &node, &profile),
+            generation: record.generation,
             node,
             profile,
             attempt: attempt.number,
             repeated: attempt.released.is_some(),
         })
+    }
+
+    /// May `node` be told to boot by a request whose source has this MAC in the neighbour table? Anybody
+    /// can ask for a machine's script; only its own asking counts as an attempt and carries a token.
+    ///
+    /// # Errors
+    /// The source is another machine, or the kernel doesn't know it.
+    pub fn may_boot_from(
+        &self,
+        node: &NodeSpec,
+        network: &Network,
+        neighbour: Option<MacAddress>,
+    ) -> Result<(), Withheld> {
+        match neighbour {
+            Some(mac) if node.link_of(mac).is_some() => Ok(()),
+            _ if network.relayed => Ok(()),
+            mac => Err(Withheld::OtherMachine {
+                node: node.name.clone(),
+                mac,
+            }),
+        }
     }
 
     /// The node, record and attempt that a token belongs to.

@@ -1,0 +1,523 @@
+//! What a machine may have: its script, its config, a loader; and where it reports.
+//!
+//! Nothing is decided here. The newest snapshot is asked, and where the answer is a promise (a boot
+//! that counts, a config that holds secrets, a report that is believed) the event is on disk before
+//! the answer leaves. What does not agree with the inventory is refused with outside words only; the
+//! reason goes to the ledger.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ignition::{Document, Subject, Urls};
+use netboot::attempt::Fact;
+use netboot::boot::{Boot, BootDecision, BootRequest, Refusal as Refused};
+use netboot::event::{Event, Outcome, ScriptAsked, ServedBoot};
+use netboot::ipxe;
+use netboot::net::{Digest, MacAddress};
+use netboot::release::{Asker, Release, Withheld};
+use netboot::site::Site;
+use netboot::spec::{Network, Profile, Purpose};
+use sha2::Digest as _;
+
+use super::wire::{Method, Request};
+use super::{Body, Origin, Refusal, Reply, Server, Told, artifact, report};
+use crate::controller::now;
+
+impl Server {
+    /// Answers one request.
+    pub(super) async fn answer(
+        &self,
+        origin: &Origin,
+        request: &Request,
+        body: Bytes,
+    ) -> Result<Reply, Refusal> {
+        let path = request.path.as_str();
+        if let Some(rest) = path.strip_prefix("/agent/v1/report/") {
+            return match request.method {
+                Method::Post => self.report(origin, request, rest, &body).await,
+                Method::Get | Method::Head => Err(Refusal::Method),
+            };
+        }
+        if request.method == Method::Post {
+            return Err(Refusal::Method);
+        }
+        if let Some(rest) = path.strip_prefix("/artifacts/") {
+            return self.artifact(origin, request, rest);
+        }
+        if let Some(rest) = path.strip_prefix("/boot/") {
+            return self.script(origin, request, rest).await;
+        }
+        if let Some(rest) = path.strip_prefix("/config/") {
+            return self.config(origin, request, rest).await;
+        }
+        if let Some(file) = path
+            .strip_prefix("/loader/")
+            .filter(|file| *file != "autoexec.ipxe")
+        {
+            return self.loader(file);
+        }
+        match path {
+            "/autoexec.ipxe" | "/loader/autoexec.ipxe" => {
+                Ok(script_reply(ipxe::autoexec(&self.base(origin))))
+            }
+            "/healthz" => Ok(Reply::text(200, "ok\n")),
+            _ => Err(Refusal::UnknownPath),
+        }
+    }
+
+    fn artifact(&self, origin: &Origin, request: &Request, rest: &str) -> Result<Reply, Refusal> {
+        let answer = artifact::answer(&self.depot, request, rest);
+        if let Err(refusal @ (Refusal::UnknownArtifact | Refusal::Broken)) = answer {
+            let file = rest.chars().take(128).collect();
+            let fact = Fact::TransferRefused {
+                protocol: "http".into(),
+                file,
+                reason: refusal.word().into(),
+            };
+            self.note(origin, fact);
+        }
+        answer
+    }
+
+    fn loader(&self, file: &str) -> Result<Reply, Refusal> {
+        let bytes = self.loaders.get(file).ok_or(Refusal::UnknownPath)?.clone();
+        let told = Told {
+            file: file.to_owned(),
+            digest: None,
+            offset: 0,
+            size: bytes.len() as u64,
+        };
+        let mut reply = Reply::empty(200)
+            .with("Content-Type", artifact::content_type(file))
+            .with("Cache-Control", "no-cache");
+        reply.body = Body::Bytes(bytes);
+        reply.transfer = Some(told);
+        Ok(reply)
+    }
+
+    async fn script(
+        &self,
+        origin: &Origin,
+        request: &Request,
+        rest: &str,
+    ) -> Result<Reply, Refusal> {
+        let mac = rest
+            .strip_suffix("/script.ipxe")
+            .ok_or(Refusal::UnknownPath)?;
+        let mac: MacAddress = mac.parse().map_err(|_| Refusal::UnknownPath)?;
+        let said = ipxe::said(&request.query);
+        // A person may act between a decision and its record; what changes twice is asked for anew.
+        for _ in 0..2 {
+            let site = self.controller.snapshot().load();
+            let network = network_of(&site, origin).ok_or(Refusal::ForeignSource)?;
+            let asked = BootRequest {
+                mac,
+                client: said.client,
+                network: &network.name,
+                uuid: said.uuid,
+                serial: said.serial.as_deref(),
+                chainloads: 0,
+            };
+            let decision = site.decide(&asked, now());
+            let script = Script {
+                server: self,
+                origin,
+                request,
+                mac,
+                said: &said,
+                site: &site,
+                network,
+                rule: decision.rule,
+            };
+            match decision.answer {
+                BootDecision::Boot(boot) => {
+                    if let Some(reply) = script.boot(&boot).await? {
+                        return Ok(reply);
+                    }
+                }
+                BootDecision::LocalDisk => return Ok(script.local_disk()),
+                BootDecision::Hold(hold) => return Ok(script.hold(&hold.to_string())),
+                BootDecision::Refuse(refused) => return Ok(script.refuse(&refused)),
+                BootDecision::Chainload(loader) => {
+                    return Ok(script.say(
+                        "refuse",
+                        &format!("iPXE needs no loader, and {loader} is one"),
+                    ));
+                }
+            }
+        }
+        Err(Refusal::NotWritten)
+    }
+
+    async fn config(
+        &self,
+        origin: &Origin,
+        request: &Request,
+        rest: &str,
+    ) -> Result<Reply, Refusal> {
+        let (token, file) = rest.split_once('/').ok_or(Refusal::UnknownPath)?;
+        let document = Document::by_file(file).ok_or(Refusal::UnknownPath)?;
+        let asker = asker(origin, token);
+        let noted = |attempt, withheld| {
+            let fact = Fact::Config {
+                document: file.to_owned().into(),
+                attempt,
+                withheld,
+            };
+            self.note(origin, fact);
+        };
+        match self.release(asker).await? {
+            Ok(release) => {
+                if request.method == Method::Get {
+                    noted(Some(release.attempt), None);
+                }
+                self.document(origin, token, &release, document)
+            }
+            Err(withheld) => {
+                tracing::warn!(peer = %origin.peer, link = %origin.link, %withheld, "config withheld");
+                noted(None, Some(withheld.to_string()));
+                Err(Refusal::ConfigWithheld)
+            }
+        }
+    }
+
+    /// Whether a config may leave; when it may, that is on disk.
+    async fn release(&self, asker: Asker) -> Result<Result<Release, Withheld>, Refusal> {
+        match self.controller.snapshot().load().may_release(&asker, now()) {
+            Ok(release) if release.repeated => return Ok(Ok(release)),
+            Err(withheld) => return Ok(Err(withheld)),
+            Ok(_) => {}
+        }
+        match self.controller.apply(Event::ConfigAsked(asker)).await {
+            Ok(Outcome::Config(answer)) => Ok(answer),
+            Ok(other) => unexpected(&other),
+            Err(error) => not_written(&error),
+        }
+    }
+
+    fn document(
+        &self,
+        origin: &Origin,
+        token: &str,
+        release: &Release,
+        wanted: Document,
+    ) -> Result<Reply, Refusal> {
+        let site = self.controller.snapshot().load();
+        let link = release
+            .node
+            .links
+            .iter()
+            .find(|link| link.address == origin.peer);
+        let network = link
+            .and_then(|link| site.spec().network(&link.network))
+            .ok_or(Refusal::Broken)?;
+        let urls = self.urls(origin, token);
+        let subject = Subject {
+            node: Some(&release.node),
+            link,
+            network,
+            disk: release.disk.as_ref(),
+            generation: release.generation,
+            urls: &urls,
+        };
+        match ignition::document(&release.profile, &subject, wanted) {
+            Ok(Some(text)) => {
+                let reply = Reply::empty(200)
+                    .with("Content-Type", wanted.media_type())
+                    .with("Cache-Control", "no-store");
+                Ok(Reply {
+                    body: Body::Bytes(text.into()),
+                    ..reply
+                })
+            }
+            Ok(None) => Err(Refusal::UnknownPath),
+            Err(fault) => {
+                tracing::error!(node = %release.node.name, field = fault.field, problem = fault.problem, remedy = fault.remedy, "a config does not render");
+                Err(Refusal::Broken)
+            }
+        }
+    }
+
+    async fn report(
+        &self,
+        origin: &Origin,
+        request: &Request,
+        token: &str,
+        body: &[u8],
+    ) -> Result<Reply, Refusal> {
+        let asker = asker(origin, token);
+        let purpose = purpose_of(&self.controller.snapshot().load(), &asker.token);
+        let report =
+            report::read(&request.query, body, purpose).ok_or(Refusal::ReportUnreadable)?;
+        let word = report::word(&report);
+        let event = Event::Reported { asker, report };
+        let answer = match self.controller.apply(event).await {
+            Ok(Outcome::Report(answer)) => answer,
+            Ok(other) => return unexpected(&other),
+            Err(error) => return not_written(&error),
+        };
+        let detail = answer.as_ref().err().map(Withheld::to_string);
+        self.note(
+            origin,
+            Fact::Report {
+                report: word.into(),
+                detail,
+                taken: answer.is_ok(),
+            },
+        );
+        match answer {
+            Ok(_) => Ok(Reply::text(200, "taken\n")),
+            Err(_) => Err(Refusal::ReportWithheld),
+        }
+    }
+
+    fn base(&self, origin: &Origin) -> String {
+        format!("http://{}:{}", origin.local.ip(), self.ports.plain)
+    }
+
+    fn urls(&self, origin: &Origin, token: &str) -> Urls {
+        let base = self.base(origin);
+        Urls {
+            config: format!("{base}/config/{token}/"),
+            config_tls: format!(
+                "https://{}:{}/config/{token}/",
+                origin.local.ip(),
+                self.ports.tls
+            ),
+            report: format!("{base}/agent/v1/report/{token}"),
+            ca_pem: self.ca.pem().to_owned(),
+            base,
+        }
+    }
+}
+
+/// One request for a script, on its way to an answer.
+struct Script<'a> {
+    server: &'a Server,
+    origin: &'a Origin,
+    request: &'a Request,
+    mac: MacAddress,
+    said: &'a ipxe::Said,
+    site: &'a Site,
+    network: &'a Arc<Network>,
+    rule: &'static str,
+}
+
+impl Script<'_> {
+    /// The boot, on disk as an attempt; `None` when the newest facts say otherwise.
+    async fn boot(&self, boot: &Boot<'_>) -> Result<Option<Reply>, Refusal> {
+        let Some(node) = boot.node else {
+            return self.discovery(boot).map(Some);
+        };
+        let neighbour = neighbour(self.origin.peer);
+        if let Err(withheld) = self.site.may_boot_from(node, self.network, neighbour) {
+            return Ok(Some(self.say("refuse", &withheld.to_string())));
+        }
+        let token = token();
+        let arguments = self.arguments(boot, &token)?;
+        let heading = format!("{} boots {}", node.name, boot.profile.name);
+        let script = || self.text(&heading, boot.profile, &arguments);
+        if self.request.method == Method::Head {
+            return Ok(Some(script_reply(script())));
+        }
+        let asked = ScriptAsked {
+            mac: self.mac,
+            client: self.said.client,
+            network: self.network.name.clone(),
+            uuid: self.said.uuid,
+            serial: self.said.serial.clone(),
+            token: digest_of(&token),
+        };
+        match self
+            .server
+            .controller
+            .apply(Event::ScriptAsked(asked))
+            .await
+        {
+            Ok(Outcome::Script(Some(ServedBoot {
+                profile,
+                disk,
+                attempt,
+                ..
+            }))) if profile == *boot.profile && disk == boot.disk => {
+                self.note("boot", Some(attempt), None);
+                Ok(Some(script_reply(script())))
+            }
+            Ok(Outcome::Script(_)) => Ok(None),
+            Ok(other) => unexpected(&other),
+            Err(error) => not_written(&error),
+        }
+    }
+
+    /// A machine that is not listed has no record, so its boot is no attempt and its config has no owner.
+    fn discovery(&self, boot: &Boot<'_>) -> Result<Reply, Refusal> {
+        let arguments = self.arguments(boot, "unlisted")?;
+        self.sighted();
+        self.note("discovery", None, None);
+        let heading = format!("{} is not listed, boots {}", self.mac, boot.profile.name);
+        Ok(script_reply(self.text(&heading, boot.profile, &arguments)))
+    }
+
+    fn local_disk(&self) -> Reply {
+        self.note("disk", None, None);
+        let name = self
+            .site
+            .spec()
+            .node_by_mac(self.mac)
+            .map_or("this machine", |node| node.name.as_str());
+        script_reply(ipxe::local_disk(&format!(
+            "{name} is installed and boots from its disk"
+        )))
+    }
+
+    fn hold(&self, reason: &str) -> Reply {
+        self.note("hold", None, Some(reason));
+        Reply::text(503, format!("{reason}\n")).with(
+            "Retry-After",
+            ipxe::retry_after_seconds(self.mac).to_string(),
+        )
+    }
+
+    fn refuse(&self, refused: &Refused) -> Reply {
+        if *refused == Refused::NotListed {
+            self.sighted();
+        }
+        self.say("refuse", &format!("{}: {refused}", self.mac))
+    }
+
+    fn say(&self, answer: &'static str, reason: &str) -> Reply {
+        self.note(answer, None, Some(reason));
+        script_reply(ipxe::refuse(reason))
+    }
+
+    fn arguments(&self, boot: &Boot<'_>, token: &str) -> Result<Vec<String>, Refusal> {
+        let urls = self.server.urls(self.origin, token);
+        let node = boot.node.map(Arc::as_ref);
+        let generation = node.map_or(0, |node| self.site.record(&node.name).generation);
+        let subject = Subject {
+            node,
+            link: node.and_then(|node| node.link_of(self.mac)),
+            network: self.network,
+            disk: boot.disk.as_ref(),
+            generation: generation + u32::from(boot.uses_permit),
+            urls: &urls,
+        };
+        ignition::arguments(boot.profile, &subject).map_err(|fault| {
+            tracing::error!(mac = %self.mac, field = fault.field, problem = fault.problem, remedy = fault.remedy, "kernel arguments do not render");
+            Refusal::Broken
+        })
+    }
+
+    fn text(&self, heading: &str, profile: &Profile, arguments: &[String]) -> String {
+        let base = self.server.base(self.origin);
+        ipxe::boot(
+            heading,
+            &base,
+            &ipxe::script_url(&base, self.mac),
+            profile,
+            arguments,
+        )
+    }
+
+    fn sighted(&self) {
+        let event = Event::Sighted {
+            mac: self.mac,
+            network: self.network.name.clone(),
+            uuid: self.said.uuid,
+        };
+        if self.request.method == Method::Get && !self.server.controller.tell(event) {
+            tracing::debug!(mac = %self.mac, "too busy to remember a machine that is not listed");
+        }
+    }
+
+    fn note(&self, answer: &'static str, attempt: Option<u32>, reason: Option<&str>) {
+        if self.request.method == Method::Head {
+            return;
+        }
+        let node = self
+            .site
+            .spec()
+            .node_by_mac(self.mac)
+            .map(|node| &node.name);
+        let reason = reason.map(str::to_owned);
+        let fact = Fact::Script {
+            answer: answer.into(),
+            rule: self.rule.into(),
+            attempt,
+            reason,
+        };
+        self.server.ledger.note(Some(self.mac), node, fact);
+    }
+}
+
+fn script_reply(text: String) -> Reply {
+    Reply::text(200, text)
+}
+
+/// The network that a request came from: its subnet on that link, or behind a relay there.
+fn network_of<'a>(site: &'a Site, origin: &Origin) -> Option<&'a Arc<Network>> {
+    let behind = || site.spec().network_behind(origin.peer);
+    let relayed = |network: &&Arc<Network>| network.relayed && network.link == origin.link;
+    site.spec()
+        .network_on(&origin.link, Some(origin.peer))
+        .or_else(|| behind().filter(relayed))
+}
+
+/// What the boot behind a token is for; an unknown token's report is refused whatever it says.
+fn purpose_of(site: &Site, token: &Digest) -> Purpose {
+    let attempt = site
+        .node_by_token(token)
+        .and_then(|node| site.record(&node.name).attempt.as_ref());
+    let profile = attempt.and_then(|attempt| site.spec().profile(&attempt.profile));
+    profile.map_or(Purpose::Live, |profile| profile.purpose)
+}
+
+fn asker(origin: &Origin, token: &str) -> Asker {
+    Asker {
+        token: digest_of(token),
+        address: origin.peer,
+        neighbour: neighbour(origin.peer),
+    }
+}
+
+fn token() -> String {
+    use std::fmt::Write as _;
+    crate::tls::random::<16>()
+        .iter()
+        .fold(String::with_capacity(32), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+fn digest_of(token: &str) -> Digest {
+    Digest::from_bytes(sha2::Sha256::digest(token).into())
+}
+
+/// The MAC address that the kernel has for an address, in the namespace of this very thread.
+///
+/// proc_net(5): "IP address, HW type, Flags, HW address, Mask, Device"; flag 2 is a complete entry.
+fn neighbour(address: Ipv4Addr) -> Option<MacAddress> {
+    let table = std::fs::read_to_string("/proc/thread-self/net/arp").ok()?;
+    let address = address.to_string();
+    table.lines().skip(1).find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let (this, flags, mac) = (words.next()?, words.nth(1)?, words.next()?);
+        let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).ok()?;
+        (this == address && flags & 2 != 0).then(|| mac.parse().ok())?
+    })
+}
+
+fn unexpected<T>(outcome: &Outcome) -> Result<T, Refusal> {
+    tracing::error!(
+        ?outcome,
+        "the controller answered another question, report this"
+    );
+    Err(Refusal::Broken)
+}
+
+fn not_written<T>(error: &crate::controller::NotWritten) -> Result<T, Refusal> {
+    tracing::error!(%error, "an answer had to wait for the disk and did not leave");
+    Err(Refusal::NotWritten)
+}

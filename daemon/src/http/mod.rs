@@ -1,0 +1,575 @@
+//! HTTP for the machines that boot: scripts, configs, loaders, artefacts, reports.
+//!
+//! Listens on the provisioning links alone, plain on one port and over TLS on another, and keeps
+//! every client within limits: connections in all and by peer, bytes and time of a request, a
+//! slowest pace of reading. What is refused is counted by its reason.
+//!
+//! ```text
+//!   listener --> connection --> wire (bytes to request) --> boot (what a machine may have)
+//!                                                      \--> artifact (a file by its digest)
+//! ```
+//!
+//! A server of its own instead of a library's, because an artefact leaves by sendfile(2) on the
+//! very connection that brought the script: iPXE keeps one for everything.
+
+mod artifact;
+mod boot;
+mod connection;
+mod report;
+mod wire;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use images::{Depot, Loaders};
+use netboot::attempt::{Fact, TransferOutcome};
+use netboot::net::{Digest, LinkName};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+pub use artifact::Pace;
+pub use wire::{BODY_BYTES_MAX, HEAD_BYTES_MAX, Method, Parsed, Request, parse};
+
+use crate::controller::Controller;
+use crate::ledger::Ledger;
+use crate::tls::SiteCa;
+
+/// A connection, plain or over TLS.
+type Wire = Either<TcpStream, TlsStream<TcpStream>>;
+
+/// What a client may take of us.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub connections_max: usize,
+    pub connections_of_peer_max: usize,
+    /// For a request's head, and for a TLS handshake.
+    pub head_time: Duration,
+    pub body_time: Duration,
+    /// Between two requests.
+    pub idle_time: Duration,
+    /// The same when three quarters of all connections are taken.
+    pub idle_time_crowded: Duration,
+    pub pace: Pace,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 8192,
+            connections_of_peer_max: 512,
+            head_time: Duration::from_secs(10),
+            body_time: Duration::from_secs(10),
+            idle_time: Duration::from_secs(75),
+            idle_time_crowded: Duration::from_secs(5),
+            // A machine on a 10 Mbit/s line reads seventy times as fast.
+            pace: Pace {
+                window: Duration::from_secs(30),
+                bytes: 512 * 1024,
+            },
+        }
+    }
+}
+
+/// Why a client got less than it asked for. Each has its own counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    Malformed,
+    Version,
+    Method,
+    HeadTooLarge,
+    HeadTooSlow,
+    BodyTooLarge,
+    BodyTooSlow,
+    BodyWithoutLength,
+    UnknownPath,
+    UnknownArtifact,
+    Precondition,
+    ForeignSource,
+    ConfigWithheld,
+    ReportWithheld,
+    ReportUnreadable,
+    NotWritten,
+    Broken,
+    ReaderTooSlow,
+    TooManyConnections,
+    TooManyOfPeer,
+    Tls,
+}
+
+impl Refusal {
+    pub const ALL: [Self; 21] = [
+        Self::Malformed,
+        Self::Version,
+        Self::Method,
+        Self::HeadTooLarge,
+        Self::HeadTooSlow,
+        Self::BodyTooLarge,
+        Self::BodyTooSlow,
+        Self::BodyWithoutLength,
+        Self::UnknownPath,
+        Self::UnknownArtifact,
+        Self::Precondition,
+        Self::ForeignSource,
+        Self::ConfigWithheld,
+        Self::ReportWithheld,
+        Self::ReportUnreadable,
+        Self::NotWritten,
+        Self::Broken,
+        Self::ReaderTooSlow,
+        Self::TooManyConnections,
+        Self::TooManyOfPeer,
+        Self::Tls,
+    ];
+
+    /// The counter's label.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        self.told().1
+    }
+
+    /// The status, the label, and what the client is told: outside words only.
+    fn told(self) -> (u16, &'static str, &'static str) {
+        match self {
+            Self::Malformed => (400, "malformed", "this is not HTTP/1.1 as RFC 9112 has it"),
+            Self::Version => (505, "version", "speak HTTP/1.1"),
+            Self::Method => (405, "method", "only GET, HEAD and POST are understood here"),
+            Self::HeadTooLarge => (431, "head-too-large", "send a shorter request head"),
+            Self::HeadTooSlow => (408, "head-too-slow", "send the request head faster"),
+            Self::BodyTooLarge => (413, "body-too-large", "send at most 64 KiB"),
+            Self::BodyTooSlow => (408, "body-too-slow", "send the request body faster"),
+            Self::BodyWithoutLength => (
+                411,
+                "body-without-length",
+                "send the body with a Content-Length",
+            ),
+            Self::UnknownPath => (404, "unknown-path", "there is nothing at this path"),
+            Self::UnknownArtifact => (
+                404,
+                "unknown-artifact",
+                "the depot has no file of this digest",
+            ),
+            Self::Precondition => (412, "precondition", "the file is another one than expected"),
+            Self::ForeignSource => (
+                403,
+                "foreign-source",
+                "this address is of no network served here",
+            ),
+            Self::ConfigWithheld => (403, "config-withheld", "refused"),
+            Self::ReportWithheld => (403, "report-withheld", "refused"),
+            Self::ReportUnreadable => (
+                400,
+                "report-unreadable",
+                "send one report as the agent protocol has it",
+            ),
+            Self::NotWritten => (
+                503,
+                "not-written",
+                "the state could not be written down, ask again",
+            ),
+            Self::Broken => (500, "broken", "something is wrong here, ask the operator"),
+            Self::ReaderTooSlow => (408, "reader-too-slow", "read faster"),
+            Self::TooManyConnections => (
+                503,
+                "too-many-connections",
+                "too many connections, come again",
+            ),
+            Self::TooManyOfPeer => (
+                503,
+                "too-many-of-peer",
+                "too many connections of one address",
+            ),
+            Self::Tls => (400, "tls", "the TLS handshake failed"),
+        }
+    }
+}
+
+/// What was answered and what was refused since the start.
+#[derive(Debug)]
+pub struct Counters {
+    refused: [AtomicU64; Refusal::ALL.len()],
+    answered: [AtomicU64; 6],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            refused: std::array::from_fn(|_| AtomicU64::new(0)),
+            answered: Default::default(),
+        }
+    }
+}
+
+impl Counters {
+    fn refuse(&self, refusal: Refusal) {
+        self.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn answered(&self, status: u16) {
+        self.answered[usize::from(status / 100).min(5)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Refusals by reason.
+    pub fn refusals(&self) -> impl Iterator<Item = (Refusal, u64)> + '_ {
+        let count = |refusal: Refusal| self.refused[refusal as usize].load(Ordering::Relaxed);
+        Refusal::ALL
+            .into_iter()
+            .map(move |refusal| (refusal, count(refusal)))
+    }
+
+    /// How often this reason was met.
+    #[must_use]
+    pub fn refused(&self, refusal: Refusal) -> u64 {
+        self.refused[refusal as usize].load(Ordering::Relaxed)
+    }
+
+    /// Answers whose status begins with this digit, 1 to 5.
+    #[must_use]
+    pub fn answers(&self, hundreds: u16) -> u64 {
+        self.answered
+            .get(usize::from(hundreds))
+            .map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+}
+
+/// A reply before it is bytes.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    headers: Vec<(&'static str, Cow<'static, str>)>,
+    body: Body,
+    /// The file that it sends, for the ledger.
+    transfer: Option<Told>,
+}
+
+#[derive(Debug)]
+enum Body {
+    Bytes(Bytes),
+    File(artifact::Slice),
+}
+
+/// What the ledger is told of a file that was asked for.
+#[derive(Debug)]
+struct Told {
+    file: String,
+    digest: Option<Digest>,
+    offset: u64,
+    size: u64,
+}
+
+impl Reply {
+    fn empty(status: u16) -> Self {
+        Self {
+            status,
+            headers: Vec::new(),
+            body: Body::Bytes(Bytes::new()),
+            transfer: None,
+        }
+    }
+
+    fn text(status: u16, body: impl Into<Bytes>) -> Self {
+        let reply = Self::empty(status).with("Content-Type", "text/plain; charset=utf-8");
+        Self {
+            body: Body::Bytes(body.into()),
+            ..reply
+        }
+        .with("Cache-Control", "no-store")
+    }
+
+    fn refused(refusal: Refusal) -> Self {
+        let (status, _, words) = refusal.told();
+        let reply = Self::text(status, format!("{words}\n"));
+        match status {
+            405 => reply.with("Allow", "GET, HEAD, POST"),
+            // iPXE asks again by itself whenever a failing status carries this.
+            503 => reply.with("Retry-After", "5"),
+            _ => reply,
+        }
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+/// Who asks, where.
+#[derive(Clone, Debug)]
+struct Origin {
+    peer: Ipv4Addr,
+    /// Our end: what the URLs of a script begin with.
+    local: SocketAddrV4,
+    link: LinkName,
+}
+
+/// All that an answer is made from.
+pub struct Server {
+    depot: Depot,
+    loaders: Arc<Loaders>,
+    controller: Controller,
+    ledger: Ledger,
+    ca: Arc<SiteCa>,
+    ports: Ports,
+    limits: Limits,
+    counters: Counters,
+    seats: Mutex<HashMap<Ipv4Addr, usize>>,
+    taken: AtomicUsize,
+}
+
+/// Where to listen.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub link: LinkName,
+    pub address: SocketAddrV4,
+}
+
+/// What a server is made of.
+pub struct Parts {
+    pub depot: Depot,
+    pub loaders: Arc<Loaders>,
+    pub controller: Controller,
+    pub ledger: Ledger,
+    pub ca: Arc<SiteCa>,
+    pub ports: Ports,
+    pub limits: Limits,
+}
+
+/// The ports of boot HTTP on every provisioning link.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    pub plain: u16,
+    pub tls: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self {
+            plain: 8080,
+            tls: 8443,
+        }
+    }
+}
+
+impl Server {
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
+            depot,
+            loaders,
+            controller,
+            ledger,
+            ca,
+            ports,
+            limits,
+        } = parts;
+        Self {
+            depot,
+            loaders,
+            controller,
+            ledger,
+            ca,
+            ports,
+            limits,
+            counters: Counters::default(),
+            seats: Mutex::default(),
+            taken: AtomicUsize::new(0),
+        }
+    }
+
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Connections open now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Accepts on one place until told to stop; connections under way then finish by themselves.
+    pub async fn listen(
+        self: Arc<Self>,
+        place: Place,
+        tls: Option<TlsAcceptor>,
+        stop: CancellationToken,
+    ) {
+        let listener = match open(&place) {
+            Ok(listener) => listener,
+            Err(error) => {
+                warn!(link = %place.link, address = %place.address, %error, "can't listen for boot HTTP, is another server on this port?");
+                return;
+            }
+        };
+        info!(link = %place.link, address = %place.address, tls = tls.is_some(), "boot HTTP listens");
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok((stream, peer)) => (stream, peer.ip()),
+                Err(error) => {
+                    // Out of descriptors, mostly: the pause lets connections end instead of spinning.
+                    warn!(link = %place.link, %error, "accepting a connection failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let IpAddr::V4(peer) = peer else { continue };
+            match Seat::take(&self, peer) {
+                Ok(seat) => {
+                    let origin = Origin {
+                        peer,
+                        local: place.address,
+                        link: place.link.clone(),
+                    };
+                    tokio::spawn(seat.serve(stream, origin, tls.clone()));
+                }
+                Err(refusal) => {
+                    self.counters.refuse(refusal);
+                    debug!(%peer, reason = refusal.word(), "connection refused");
+                }
+            }
+        }
+    }
+
+    /// Three quarters of all connections are taken: nobody may sit idle.
+    fn crowded(&self) -> bool {
+        self.connections() > self.limits.connections_max / 4 * 3
+    }
+
+    fn note_transfer(
+        &self,
+        origin: &Origin,
+        request: &Request,
+        told: &Told,
+        bytes: u64,
+        outcome: &Result<(), artifact::Cut>,
+        millis: u64,
+    ) {
+        let outcome = match outcome {
+            Ok(()) if request.method == Method::Head => TransferOutcome::SizeOnly,
+            Ok(()) => TransferOutcome::Complete,
+            Err(artifact::Cut::Slow) => TransferOutcome::TimedOut,
+            Err(artifact::Cut::Gone) => TransferOutcome::Aborted,
+        };
+        let fact = Fact::Transfer {
+            protocol: "http".into(),
+            file: told.file.clone(),
+            digest: told.digest,
+            offset: told.offset,
+            bytes,
+            size: told.size,
+            millis,
+            retransmits: 0,
+            outcome,
+        };
+        self.note(origin, fact);
+    }
+
+    /// Notes a fact about the machine whose reserved address asks.
+    fn note(&self, origin: &Origin, fact: Fact) {
+        let site = self.controller.snapshot().load();
+        let node = site.spec().node_by_address(origin.peer);
+        let mac = node.and_then(|node| {
+            let link = node.links.iter().find(|link| link.address == origin.peer)?;
+            link.macs.first().copied()
+        });
+        self.ledger.note(mac, node.map(|node| &node.name), fact);
+    }
+}
+
+/// A place among the connections, given back when it is dropped.
+struct Seat {
+    server: Arc<Server>,
+    peer: Ipv4Addr,
+}
+
+impl Seat {
+    fn take(server: &Arc<Server>, peer: Ipv4Addr) -> Result<Self, Refusal> {
+        if server.connections() >= server.limits.connections_max {
+            return Err(Refusal::TooManyConnections);
+        }
+        let mut seats = server.seats.lock().expect("no holder of the seats panics");
+        let of_peer = seats.entry(peer).or_default();
+        if *of_peer >= server.limits.connections_of_peer_max {
+            return Err(Refusal::TooManyOfPeer);
+        }
+        *of_peer += 1;
+        drop(seats);
+        server.taken.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            server: Arc::clone(server),
+            peer,
+        })
+    }
+
+    async fn serve(self, stream: TcpStream, origin: Origin, tls: Option<TlsAcceptor>) {
+        let server = &*self.server;
+        let wire = match tls {
+            None => Wire::Left(stream),
+            Some(tls) => match timeout(server.limits.head_time, tls.accept(stream)).await {
+                Ok(Ok(stream)) => Wire::Right(stream),
+                Ok(Err(error)) => {
+                    debug!(peer = %origin.peer, %error, "TLS handshake failed");
+                    return server.counters.refuse(Refusal::Tls);
+                }
+                Err(_) => return server.counters.refuse(Refusal::Tls),
+            },
+        };
+        connection::converse(server, wire, &origin).await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.server.taken.fetch_sub(1, Ordering::Relaxed);
+        let mut seats = self
+            .server
+            .seats
+            .lock()
+            .expect("no holder of the seats panics");
+        if let Some(of_peer) = seats.get_mut(&self.peer) {
+            *of_peer -= 1;
+            if *of_peer == 0 {
+                seats.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// A listening socket that hears one link alone. What is set on it, accepted ones inherit.
+fn open(place: &Place) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::IPV4,
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    // The address alone doesn't do: Linux accepts a packet for any of its addresses on any link.
+    socket.bind_device(Some(place.link.as_str().as_bytes()))?;
+    socket.bind(&place.address.into())?;
+    socket.listen(1024)?;
+    let options = SockRef::from(&socket);
+    options.set_tcp_nodelay(true)?;
+    // A machine that lost power says nothing: after a minute and a half its connection goes too.
+    options.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(Duration::from_secs(60))
+            .with_interval(Duration::from_secs(10))
+            .with_retries(3),
+    )?;
+    options.set_tcp_user_timeout(Some(Duration::from_secs(90)))?;
+    TcpListener::from_std(socket.into())
+}
