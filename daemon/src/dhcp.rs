@@ -61,14 +61,21 @@ struct State {
     faults: BTreeMap<LinkName, String>,
 }
 
-/// Starts serving every link that the site's networks name, as soon as the kernel has it.
+/// Starts serving every link that the site's networks name, as soon as the kernel has it. `http_port`
+/// is where the boot URLs lead.
 #[must_use]
-pub fn start(controller: Controller, ledger: Ledger, links: watch::Receiver<Arc<Links>>) -> Dhcp {
+pub fn start(
+    controller: Controller,
+    ledger: Ledger,
+    links: watch::Receiver<Arc<Links>>,
+    http_port: u16,
+) -> Dhcp {
     let counters = Arc::new(Counters::default());
     let state = Arc::new(Mutex::new(State::default()));
     let follower = Follower {
         controller,
         ledger,
+        http_port,
         counters: Arc::clone(&counters),
         state: Arc::clone(&state),
         running: BTreeMap::new(),
@@ -113,6 +120,7 @@ impl Drop for Dhcp {
 struct Follower {
     controller: Controller,
     ledger: Ledger,
+    http_port: u16,
     counters: Arc<Counters>,
     state: Arc<Mutex<State>>,
     running: BTreeMap<LinkName, Running>,
@@ -148,7 +156,7 @@ impl Follower {
 
     fn converge(&mut self, links: &Links) {
         let site = self.controller.snapshot().load();
-        let (wanted, mut faults) = wanted(&site, links);
+        let (wanted, mut faults) = wanted(&site, links, self.http_port);
         self.running.retain(|name, running| {
             let alive = running
                 .thread
@@ -203,7 +211,11 @@ impl Follower {
 }
 
 /// The links to serve now, and why others are not.
-fn wanted(site: &Site, links: &Links) -> (BTreeMap<LinkName, Served>, BTreeMap<LinkName, String>) {
+fn wanted(
+    site: &Site,
+    links: &Links,
+    http_port: u16,
+) -> (BTreeMap<LinkName, Served>, BTreeMap<LinkName, String>) {
     let (mut wanted, mut faults) = (BTreeMap::new(), BTreeMap::new());
     for network in site.spec().networks().filter(|n| n.mode != Mode::Off) {
         let name = &network.link;
@@ -231,16 +243,17 @@ fn wanted(site: &Site, links: &Links) -> (BTreeMap<LinkName, Served>, BTreeMap<L
             );
             continue;
         };
-        wanted.insert(name.clone(), served(name, link, server));
+        wanted.insert(name.clone(), served(name, link, server, http_port));
     }
     (wanted, faults)
 }
 
-fn served(name: &LinkName, link: &Link, server: std::net::Ipv4Addr) -> Served {
+fn served(name: &LinkName, link: &Link, server: std::net::Ipv4Addr, http_port: u16) -> Served {
     Served {
         context: LinkContext {
             name: name.clone(),
             server,
+            http_port,
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         },
         index: link.index,

@@ -131,7 +131,7 @@ impl Bastion {
                     Ok(())
                 });
                 let links = link::start().await.expect("the kernel tells its links");
-                let dhcp = dhcp::start(controller.clone(), ledger.clone(), links.clone());
+                let dhcp = dhcp::start(controller.clone(), ledger.clone(), links.clone(), 8080);
                 (
                     dhcp,
                     ra::start(controller.clone(), ledger, links),

@@ -32,8 +32,18 @@ pub struct LinkContext {
     pub name: LinkName,
     /// Our address on it: server identifier, next server and host of the boot URLs.
     pub server: Ipv4Addr,
+    /// The TCP port of the boot URLs there.
+    pub http_port: u16,
     /// What a packet on it may measure.
     pub mtu: u16,
+}
+
+impl LinkContext {
+    /// The bastion's boot HTTP on this link: `http://10.107.0.1:8080`.
+    #[must_use]
+    pub fn base_url(&self) -> String {
+        format!("http://{}:{}", self.server, self.http_port)
+    }
 }
 
 /// The port a message was heard on.
@@ -595,7 +605,7 @@ impl Question<'_, '_> {
         let Some(decision) = decision else {
             return (None, None);
         };
-        let file = boot_file(decision, self.client, self.mac, self.link.server);
+        let file = boot_file(decision, self.client, self.mac, self.link);
         (Some(decision.rule), file)
     }
 }

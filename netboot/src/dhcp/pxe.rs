@@ -11,12 +11,12 @@
 //! when nobody is there. So both are sent together, or neither. Firmware appends what follows
 //! in memory to a boot file name in option 67 that does not end with NUL, so it always does here.
 
-use std::net::Ipv4Addr;
-
 use uuid::Uuid;
 
+use super::answer::LinkContext;
 use super::packet::{Request, suboption};
 use crate::boot::{BootDecision, Decision, Refusal};
+use crate::ipxe::script_url;
 use crate::loader::{Architecture, Client, LoaderName, loader_path};
 use crate::net::MacAddress;
 
@@ -119,17 +119,15 @@ pub(super) fn boot_file(
     decision: &Decision<'_>,
     client: Client,
     mac: MacAddress,
-    server: Ipv4Addr,
+    link: &LinkContext,
 ) -> Option<BootFile> {
     match (&decision.answer, client) {
         (_, Client::System) => None,
         // The script is what tells iPXE: boot, wait, leave for the disk, or why there is nothing.
-        (_, Client::Ipxe(_)) => Some(BootFile::Uri(format!(
-            "http://{server}:8080/boot/{}/script.ipxe",
-            mac.hyphenated()
-        ))),
+        (_, Client::Ipxe(_)) => Some(BootFile::Uri(script_url(&link.base_url(), mac))),
         (BootDecision::Chainload(loader), Client::HttpBoot(_)) => Some(BootFile::Uri(format!(
-            "http://{server}:8080{}",
+            "{}{}",
+            link.base_url(),
             loader_path(loader)
         ))),
         (BootDecision::Chainload(loader), Client::Pxe(_)) => Some(BootFile::Name(loader.clone())),
