@@ -1,5 +1,6 @@
 //! The hands: the only crate that touches the bastion.
 
+pub mod config;
 pub mod controller;
 pub mod dhcp;
 pub mod http;

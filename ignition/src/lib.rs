@@ -166,6 +166,14 @@ pub fn arguments(profile: &Profile, subject: &Subject<'_>) -> Result<Vec<String>
     Ok(rendered)
 }
 
+/// Whether one template can be parsed at all.
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub fn syntax(field: &'static str, source: &str) -> Result<(), Fault> {
+    template::syntax(field, source)
+}
+
 /// The names under `variables` that a profile's templates use: each machine of the profile must have them.
 ///
 /// # Errors

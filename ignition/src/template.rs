@@ -53,6 +53,13 @@ pub(crate) fn render(
     Ok(rendered)
 }
 
+/// Parses one template.
+pub(crate) fn syntax(field: &'static str, source: &str) -> Result<(), Fault> {
+    let environment = environment();
+    let parsed = environment.template_from_str(source).map(|_| ());
+    parsed.map_err(|error| fault(field, &error))
+}
+
 /// The names under `variables` that one template uses.
 pub(crate) fn variables_used(field: &'static str, source: &str) -> Result<BTreeSet<String>, Fault> {
     let environment = environment();

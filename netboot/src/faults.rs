@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use crate::net::NetworkName;
+use crate::net::{NetworkName, nearest};
 use crate::node::NodeSpec;
 use crate::node::uuid_is_sound;
 use crate::spec::{Item, Mode, NODES_MAX, Network, Profile, SiteParts, SiteSpec, SpecFault};
@@ -114,6 +114,7 @@ fn fault(
         value: value.to_string(),
         problem,
         remedy: remedy.into(),
+        earlier: None,
     }
 }
 
@@ -189,32 +190,40 @@ fn network_faults(networks: &[Network], found: &mut Vec<SpecFault>) {
 }
 
 fn uniqueness_faults(parts: &SiteParts, found: &mut Vec<SpecFault>) {
-    let twice =
-        |what: &str, other: &dyn ToString| format!("is already {what} {}", other.to_string());
+    let mut again = |item, earlier, field, value: &dyn ToString, problem: String, remedy: &str| {
+        found.push(SpecFault {
+            earlier: Some(earlier),
+            ..fault(item, field, &value.to_string(), problem, remedy)
+        });
+    };
     let mut seen = BTreeMap::new();
     for (index, network) in parts.networks.iter().enumerate() {
-        if seen.insert(&network.name, index).is_some() {
+        let item = Item::Network(index);
+        if let Some(earlier) = seen.insert(&network.name, item) {
             let problem = "names two networks".to_owned();
-            found.push(fault(
-                Item::Network(index),
+            again(
+                item,
+                earlier,
                 "name",
                 &network.name,
                 problem,
                 "rename one of them",
-            ));
+            );
         }
     }
     let mut seen = BTreeMap::new();
     for (index, profile) in parts.profiles.iter().enumerate() {
-        if seen.insert(&profile.name, index).is_some() {
+        let item = Item::Profile(index);
+        if let Some(earlier) = seen.insert(&profile.name, item) {
             let problem = "names two profiles".to_owned();
-            found.push(fault(
-                Item::Profile(index),
+            again(
+                item,
+                earlier,
                 "name",
                 &profile.name,
                 problem,
                 "rename one of them",
-            ));
+            );
         }
     }
     let (mut names, mut macs, mut addresses, mut uuids, mut hosts) = (
@@ -224,64 +233,61 @@ fn uniqueness_faults(parts: &SiteParts, found: &mut Vec<SpecFault>) {
         BTreeMap::new(),
         BTreeMap::new(),
     );
+    let owner = |earlier: usize| (Item::Node(earlier), &parts.nodes[earlier].name);
     for (index, node) in parts.nodes.iter().enumerate() {
         let item = Item::Node(index);
-        if names.insert(&node.name, &node.name).is_some() {
-            found.push(fault(
+        let namesake = names.insert(&node.name, index);
+        if let Some(earlier) = namesake {
+            let problem = "names two machines".to_owned();
+            again(
                 item,
+                Item::Node(earlier),
                 "name",
                 &node.name,
-                "names two machines".to_owned(),
-                "rename one of them",
-            ));
-        }
-        if let Some(other) = hosts
-            .insert(&node.hostname, &node.name)
-            .filter(|other| *other != &node.name)
-        {
-            let problem = twice("the host name of machine", other);
-            found.push(fault(
-                item,
-                "hostname",
-                &node.hostname,
                 problem,
-                "give each machine a host name of its own",
-            ));
+                "rename one of them",
+            );
+        }
+        // Two machines of one name have one host name too, which is no second fault.
+        if let Some(earlier) = hosts
+            .insert(&node.hostname, index)
+            .filter(|_| namesake.is_none())
+        {
+            let (earlier, name) = owner(earlier);
+            let problem = format!("is already the host name of machine {name}");
+            let remedy = "give each machine a host name of its own";
+            again(item, earlier, "hostname", &node.hostname, problem, remedy);
         }
         for mac in node.macs() {
-            if let Some(other) = macs.insert(mac, &node.name) {
-                let problem = twice("a MAC address of machine", other);
-                found.push(fault(
+            if let Some(earlier) = macs.insert(mac, index) {
+                let (earlier, name) = owner(earlier);
+                let problem = format!("is already a MAC address of machine {name}");
+                again(
                     item,
+                    earlier,
                     "macs",
                     &mac,
                     problem,
                     "remove it from one of the two",
-                ));
+                );
             }
         }
         for link in &node.links {
-            if let Some(other) = addresses.insert(link.address, &node.name) {
-                let problem = twice("the address of machine", other);
-                found.push(fault(
-                    item,
-                    "address",
-                    &link.address,
-                    problem,
-                    "give one of the two another address",
-                ));
+            if let Some(earlier) = addresses.insert(link.address, index) {
+                let (earlier, name) = owner(earlier);
+                let problem = format!("is already the address of machine {name}");
+                let remedy = "give one of the two another address";
+                again(item, earlier, "address", &link.address, problem, remedy);
             }
         }
-        if let Some(other) = node.uuid.and_then(|uuid| uuids.insert(uuid, &node.name)) {
-            let value = node.uuid.unwrap_or_default();
-            let problem = twice("the UUID of machine", other);
-            found.push(fault(
-                item,
-                "uuid",
-                &value,
-                problem,
-                "read both with `dmidecode -s system-uuid`; leave out one that lies",
-            ));
+        if let Some((uuid, earlier)) = node
+            .uuid
+            .and_then(|uuid| Some((uuid, uuids.insert(uuid, index)?)))
+        {
+            let (earlier, name) = owner(earlier);
+            let problem = format!("is already the UUID of machine {name}");
+            let remedy = "read both with `dmidecode -s system-uuid`; leave out one that lies";
+            again(item, earlier, "uuid", &uuid, problem, remedy);
         }
     }
 }
@@ -306,8 +312,9 @@ fn node_faults(
     }
     for link in &node.links {
         let Some(network) = by_name.get(&link.network) else {
-            let known: Vec<&str> = by_name.keys().map(|name| name.as_str()).collect();
-            let remedy = format!("choose one of: {}", known.join(", "));
+            let known = by_name.keys().map(|name| name.as_str());
+            let remedy = known_names(link.network.as_str(), known)
+                + " otherwise add the network to site.yaml";
             found.push(fault(
                 item,
                 "network",
@@ -391,23 +398,26 @@ fn address_faults(
 }
 
 fn unknown_profile(item: Item, field: &'static str, name: &str, profiles: &[Profile]) -> SpecFault {
-    let known: Vec<&str> = profiles
-        .iter()
-        .map(|profile| profile.name.as_str())
-        .collect();
-    let remedy = if known.is_empty() {
-        format!("write profiles/{name}.yaml")
-    } else {
-        format!(
-            "write profiles/{name}.yaml, or choose one of: {}",
-            known.join(", ")
-        )
-    };
+    let known = known_names(name, profiles.iter().map(|profile| profile.name.as_str()));
     fault(
         item,
         field,
         &name,
         "is not a profile of this site".to_owned(),
-        remedy,
+        format!("{known} otherwise write profiles/{name}.yaml"),
     )
+}
+
+/// What the unknown `name` may have been meant to be, from the names there are.
+fn known_names<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    const LISTED_MAX: usize = 20;
+    let known: Vec<&str> = known.collect();
+    match nearest(name, known.iter().copied()) {
+        Some(near) => format!("did you mean {near}?"),
+        None if known.is_empty() => "the site has none yet;".to_owned(),
+        None if known.len() > LISTED_MAX => {
+            format!("none of the {} there are is near;", known.len())
+        }
+        None => format!("choose one of {};", known.join(", ")),
+    }
 }

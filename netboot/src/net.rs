@@ -550,6 +550,39 @@ impl<'de> serde::Deserialize<'de> for Digest {
     }
 }
 
+/// The candidate that `word` was probably meant to be: at most a third of its letters away, and two.
+#[must_use]
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    const LETTERS_MAX: usize = 40;
+    let letters: Vec<char> = word.chars().take(LETTERS_MAX + 1).collect();
+    let allowed = 2.min(letters.len() / 3 + 1);
+    if letters.len() > LETTERS_MAX {
+        return None;
+    }
+    let near = candidates.into_iter().filter_map(|candidate| {
+        // A candidate's bytes are never fewer than its letters, so this only skips what is too short.
+        let comparable = candidate.len() + allowed >= letters.len() && candidate.len() <= 200;
+        let apart = comparable.then(|| letters_apart(&letters, candidate))?;
+        (apart <= allowed).then_some((apart, candidate))
+    });
+    near.min_by_key(|(apart, _)| *apart)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Letters to add, remove or replace between two words (Levenshtein's distance).
+fn letters_apart(word: &[char], other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=word.len()).collect();
+    for (index, letter) in other.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], index + 1);
+        for (column, expected) in word.iter().enumerate() {
+            let replaced = diagonal + usize::from(*expected != letter);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[word.len()]
+}
+
 fn label_is_sound(label: &str) -> bool {
     (1..=63).contains(&label.len())
         && label
@@ -618,6 +651,21 @@ mod tests {
         assert_eq!(short, "10.1.107.100-10.1.107.150".parse().unwrap());
         assert_eq!((short.count(), short.nth(51)), (51, short.first()));
         assert!("10.1.107.150-100".parse::<AddressRange>().is_err());
+    }
+
+    #[test]
+    fn a_slip_of_the_finger_is_recognised_and_another_word_is_not() {
+        let keys = ["address", "subnet", "macs", "mac"];
+        for (word, meant) in [
+            ("adress", Some("address")),
+            ("subnets", Some("subnet")),
+            ("mcas", Some("macs")),
+            ("profile", None),
+            ("x", None),
+            (&"a".repeat(1000), None),
+        ] {
+            assert_eq!(nearest(word, keys), meant, "{word}");
+        }
     }
 
     #[test]

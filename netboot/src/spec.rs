@@ -183,6 +183,8 @@ pub struct SpecFault {
     pub problem: String,
     /// What to do about it.
     pub remedy: String,
+    /// The part that bore the value first, where two share what one may have.
+    pub earlier: Option<Item>,
 }
 
 /// A part by its place in [`SiteParts`].

@@ -1,0 +1,264 @@
+//! From the site's files to [`Settings`] and a [`SiteSpec`], or every fault at once.
+//!
+//! ```text
+//! source  bytes of a file      yaml   text to a tree with places
+//! read    tree to file types   judge  words to the core's types, in networks, machines, profiles
+//! SiteSpec::new                what contradicts between the parts
+//! rehearsal                    what the templates make of the machines
+//! ```
+//!
+//! Reads the site directory and the depot's listing, and writes nothing. A part that is faulty is left out
+//! where its neighbours are compared, so that one slip is one fault.
+
+pub mod check;
+mod fault;
+mod file;
+mod judge;
+mod machines;
+mod networks;
+mod profiles;
+mod read;
+mod source;
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use netboot::node::NodeSpec;
+use netboot::spec::{Item, Mode, NODES_MAX, SiteParts, SiteSpec, SpecFault};
+
+pub use fault::{Fault, Report};
+use fault::{Faults, Place};
+use networks::{SiteFile, Written};
+use profiles::Profiles;
+use read::Given;
+use source::Source;
+
+/// Groups of like machines whose templates are rehearsed, at the most.
+const REHEARSALS_MAX: usize = 1000;
+
+/// What `site.yaml` says of the daemon itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The site's name.
+    pub site: String,
+    /// The boot HTTP server's TCP port.
+    pub http_port: u16,
+    /// The same over TLS.
+    pub tls_port: u16,
+    /// Who moves TFTP's blocks.
+    pub tftp_engine: TftpEngine,
+    /// The group that may do everything on the control socket.
+    pub group: String,
+    /// The group that may look.
+    pub read_group: Option<String>,
+}
+
+/// Who moves TFTP's blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TftpEngine {
+    /// `netboot`'s transfer core.
+    #[default]
+    Builtin,
+    /// The `async-tftp` crate.
+    AsyncTftp,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            site: "site".to_owned(),
+            http_port: 8080,
+            tls_port: 8443,
+            tftp_engine: TftpEngine::Builtin,
+            group: "reveille".to_owned(),
+            read_group: None,
+        }
+    }
+}
+
+/// Loads the site in `site`; artefacts are looked up in the depot below `state`.
+///
+/// # Errors
+/// Every fault that was found, in file order.
+pub fn load(site: &Path, state: &Path) -> Result<(Settings, SiteSpec), Report> {
+    let faults = Faults::default();
+    let loaded = gather(site, state, &faults);
+    match (faults.into_report(), loaded) {
+        (None, Some(loaded)) => Ok(loaded),
+        (Some(report), _) => Err(report),
+        (None, None) => unreachable!("a site is given up only after a fault"),
+    }
+}
+
+fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteSpec)> {
+    let mut source = Source::new(root, faults);
+    let site = site_file(&mut source, faults);
+    let profiles = profiles::read(&mut source, &state.join("depot"), faults);
+    let (nodes, machines) = inventory(&mut source, &site, faults);
+    source.strays();
+    let SiteFile {
+        settings,
+        admission,
+        networks,
+        written,
+        ..
+    } = site;
+    let parts = SiteParts {
+        networks,
+        nodes,
+        profiles: profiles.profiles.clone(),
+        admission,
+    };
+    match SiteSpec::new(parts) {
+        Ok(spec) => {
+            // Templates are rehearsed only on a site that holds together: the rest would be noise.
+            if faults.count() == 0 {
+                rehearse(&spec, &profiles, faults);
+            }
+            (faults.count() == 0).then_some((settings, spec))
+        }
+        Err(found) => {
+            let places = Places {
+                networks: &written,
+                machines: &machines,
+                profiles: &profiles,
+            };
+            for contradiction in found {
+                places.report(contradiction, faults);
+            }
+            None
+        }
+    }
+}
+
+fn site_file(source: &mut Source<'_>, faults: &Faults) -> SiteFile {
+    let broken = SiteFile {
+        incomplete: true,
+        ..SiteFile::default()
+    };
+    let Some(text) = source.site() else {
+        return broken;
+    };
+    match yaml::parse(&text.text, text.place, faults) {
+        Some(tree) => networks::judge(read::read(&tree, faults), text.place, faults),
+        None => broken,
+    }
+}
+
+type Inventory = (Vec<NodeSpec>, Vec<Written<file::Machine>>);
+
+fn inventory(source: &mut Source<'_>, site: &SiteFile, faults: &Faults) -> Inventory {
+    let (mut nodes, mut machines) = (Vec::new(), Vec::new());
+    source.inventory(|text| {
+        let Some(tree) = yaml::parse(&text.text, text.place, faults) else {
+            return;
+        };
+        let Given::Good(place, file::Machines { machines: listed }) = read::read(&tree, faults)
+        else {
+            return;
+        };
+        if listed.is_absent() {
+            judge::missing(faults, "machines", place);
+        }
+        let Given::Good(_, listed) = listed else {
+            return;
+        };
+        for given in listed {
+            let Given::Good(place, entry) = given else {
+                continue;
+            };
+            let written = Written { place, entry };
+            let judged = machines::judge(&written, site, faults);
+            // One too many is enough for the core to refuse the site.
+            if let Some(node) = judged.filter(|_| nodes.len() <= NODES_MAX) {
+                nodes.push(node);
+                machines.push(written);
+            }
+        }
+    });
+    (nodes, machines)
+}
+
+/// Where the parts of a site stand, by their index in [`SiteParts`].
+struct Places<'a> {
+    networks: &'a [Written<file::Network>],
+    machines: &'a [Written<file::Machine>],
+    profiles: &'a Profiles,
+}
+
+impl Places<'_> {
+    fn report(&self, contradiction: SpecFault, faults: &Faults) {
+        let SpecFault {
+            item,
+            field,
+            value,
+            mut problem,
+            remedy,
+            earlier,
+        } = contradiction;
+        if let Some(earlier) = earlier.filter(|_| !faults.is_full()) {
+            let place = self.place_of(earlier, field, &value);
+            problem = format!("{problem}, first at {}", faults.say(place));
+        }
+        let place = self.place_of(item, field, &value);
+        faults.add(place, field, &value, problem, remedy);
+    }
+
+    fn place_of(&self, item: Item, field: &str, value: &str) -> Place {
+        let place = match item {
+            Item::Network(index) => self.networks.get(index).map(|w| w.place_of(field)),
+            Item::Node(index) => self.machines.get(index).map(|w| w.place_of(field, value)),
+            Item::Profile(index) => self.profiles.written.get(index).map(|w| w.place),
+        };
+        place.unwrap_or_default()
+    }
+}
+
+/// Renders each profile for one machine of each kind that its templates could tell apart by more than values.
+fn rehearse(spec: &SiteSpec, profiles: &Profiles, faults: &Faults) {
+    let mut kinds = BTreeMap::new();
+    for node in spec.nodes() {
+        let kind = (
+            &node.profile,
+            &node.boot_link().network,
+            node.variables.keys().collect::<Vec<_>>(),
+            (node.uuid.is_some(), node.serial.is_some()),
+            node.disk.as_ref().map(|disk| disk.device().is_some()),
+        );
+        kinds.entry(kind).or_insert(node);
+    }
+    let subjects = kinds.values().map(|node| {
+        let link = node.boot_link();
+        (&node.profile, Some((&***node, link)), &link.network)
+    });
+    let discoveries = spec.networks().filter(|network| network.mode == Mode::Pool);
+    let discoveries =
+        discoveries.filter_map(|network| Some((network.discovery.as_ref()?, None, &network.name)));
+    for (profile, machine, network) in subjects.take(REHEARSALS_MAX).chain(discoveries) {
+        let (Some(profile), Some(network)) = (spec.profile(profile), spec.network(network)) else {
+            continue;
+        };
+        let node = machine.map(|(node, _)| node);
+        let server = network.subnet.network();
+        let subject = ignition::Subject {
+            node,
+            link: machine.map(|(_, link)| link),
+            network,
+            disk: node
+                .and_then(|node| node.disk.as_ref())
+                .or(profile.disk.as_ref()),
+            generation: 0,
+            urls: &ignition::sample_urls(server),
+        };
+        for fault in ignition::rehearse(profile, &subject) {
+            let place = profiles.place_of(&profile.name, fault.field, fault.line);
+            let asker = match node {
+                Some(node) => format!("machine {}", node.name),
+                None => format!("machines not listed on network {}", network.name),
+            };
+            let problem = format!("does not serve {asker}: {}", fault.problem);
+            faults.add(place, fault.field, "", problem, fault.remedy);
+        }
+    }
+}

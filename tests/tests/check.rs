@@ -1,0 +1,108 @@
+//! `reveille check` on sites in files: a good one is clean, a bad one names every fault at its place, and the
+//! committed schemas are those of the types.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use daemon::config::check::{Kind, run, schema};
+use images::Depot;
+
+/// A state directory whose depot has these names, each file holding its own name but the last.
+fn state_with(names: &[&str]) -> tempfile::TempDir {
+    let state = tempfile::tempdir().unwrap();
+    let depot = Depot::open(state.path().join("depot")).unwrap();
+    for name in names {
+        depot
+            .import_from(&name.parse().unwrap(), name.as_bytes(), None)
+            .unwrap();
+    }
+    let unnamed = "the kernel of the inventory\n".as_bytes();
+    let name = "unnamed".parse().unwrap();
+    depot.import_from(&name, unnamed, None).unwrap();
+    depot.forget(&name).unwrap();
+    state
+}
+
+fn checked(site: &Path, state: &Path, json: bool) -> (u8, String) {
+    let mut out = Vec::new();
+    let code = run(site, state, json, &mut out).unwrap();
+    (code, String::from_utf8(out).unwrap())
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
+}
+
+/// Compares with a committed file, or rewrites it where `UPDATE_GOLDEN` is set.
+fn golden(path: &Path, text: &str) {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, text).unwrap();
+    }
+    let wanted = std::fs::read_to_string(path).unwrap_or_default();
+    let hint = "run again with UPDATE_GOLDEN=1 and look at the difference";
+    assert!(
+        wanted == text,
+        "{} differs; {hint}:\n{text}",
+        path.display()
+    );
+}
+
+#[test]
+fn the_sample_site_is_clean() {
+    let state = state_with(&[
+        "fedora-coreos/44/vmlinuz",
+        "fedora-coreos/44/initramfs.img",
+        "fedora-coreos/44/rootfs.img",
+        "debian-13/vmlinuz",
+        "debian-13/initrd.img",
+        "talos/1.11.5/vmlinuz",
+        "talos/1.11.5/initramfs.xz",
+    ]);
+    let site = repository().join("daemon/docs/example-site");
+    let verdict = checked(&site, state.path(), false);
+    let clean = "site lab: 3 networks, 3 machines, 4 profiles, no faults\n";
+    assert_eq!(verdict, (0, clean.to_owned()));
+}
+
+#[test]
+fn every_seeded_fault_is_named_with_its_place_value_and_remedy() {
+    let state = state_with(&["debian-13/vmlinuz", "debian-13/initrd.img"]);
+    let (code, text) = checked(Path::new("fixtures/faulty-site"), state.path(), false);
+    assert_eq!(code, 78);
+    golden(Path::new("fixtures/faulty-site.txt"), &text);
+}
+
+#[test]
+fn scripts_get_the_same_faults_as_people() {
+    let state = state_with(&["debian-13/vmlinuz", "debian-13/initrd.img"]);
+    let site = Path::new("fixtures/faulty-site");
+    let (code, json) = checked(site, state.path(), true);
+    let (_, text) = checked(site, state.path(), false);
+    let verdict: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &verdict["clean"]), (78, &false.into()));
+    let faults = verdict["faults"].as_array().unwrap();
+    assert!(faults.len() >= 12, "{}", faults.len());
+    for fault in faults {
+        let word = |key: &str| fault[key].as_str().unwrap().to_owned();
+        let mut place = word("file");
+        if fault["line"] != 0 {
+            write!(place, ":{}:{}", fault["line"], fault["column"]).unwrap();
+        }
+        let said = text
+            .lines()
+            .any(|line| line.starts_with(&format!("{place}:")) && line.ends_with(&word("problem")));
+        assert!(said, "{fault}");
+        assert!(!word("remedy").is_empty(), "{fault}");
+    }
+}
+
+#[test]
+fn the_committed_schemas_are_those_of_the_types() {
+    for kind in Kind::ALL {
+        let path = format!("daemon/docs/schema/{}.schema.json", kind.word());
+        golden(&repository().join(path), &schema(kind));
+    }
+}
