@@ -18,7 +18,7 @@ suite=${VERSION_CODENAME:?this script knows Debian only}
 
 say() { echo "lab: $*"; }
 die() { echo "lab: $*" >&2; exit 1; }
-apt() { apt-get -o DPkg::Lock::Timeout=600 -qq "$@"; }
+apt() { apt-get -o DPkg::Lock::Timeout=600 -o APT::Sandbox::User=root -qq "$@"; }
 
 # The package lists are refreshed at most once a run, and only when something is missing.
 fresh_lists() { [ -n "${lists_done:-}" ] || { apt update; lists_done=1; }; }
@@ -46,10 +46,12 @@ without_services() {
 
 # Debian 12's own cargo is older than the edition this workspace is written in, so rustup is the only way there.
 need_cargo() {
-  command -v cargo >/dev/null || [ -x "$HOME/.cargo/bin/cargo" ] && return 0
-  say "installing Rust with rustup"
-  install_from <(printf 'curl\nca-certificates\n')
-  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y -q --profile minimal --no-modify-path
+  local wanted found
+  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/../../Cargo.toml")
+  found=$(PATH=$HOME/.cargo/bin:$PATH cargo --version 2>/dev/null | awk '{print $2}') || true
+  [ -n "$found" ] && printf '%s\n' "$wanted" "$found" | sort -CV && return 0
+  say "installing Rust with rustup, because cargo here is ${found:-missing} and $wanted or later is needed"
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y -q --profile minimal -c clippy -c rustfmt --no-modify-path
 }
 
 packages() { without_services install_from "$here/packages.txt"; need_cargo; }
@@ -94,7 +96,7 @@ base_image() {
     module=${file#"$cache/kernel/"}; mkdir -p "$root/$(dirname "$module")"; cp "$file" "$root/$module"
   done
   cp "$cache/kernel/lib/modules/$version"/modules.{order,builtin} "$root/lib/modules/$version/"
-  depmod -b "$root" "$version"
+  depmod -b "$root" "$version" 2>&1 | grep -v modules.builtin.modinfo >&2 || true
   install -m 755 "$here/node-init" "$root/init"
   install -m 755 "$here/udhcpc-script" "$root/usr/share/udhcpc/default.script"
   pack "$root" "$1"
