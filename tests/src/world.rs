@@ -7,8 +7,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
+use dhcproto::{Decodable, Decoder, Encodable};
 use netboot::boot::{ATTEMPTS_MAX, BootDecision, BootRequest};
-use netboot::event::{Change, Event, LeaseAsked, Outcome, ScriptAsked, ServedBoot};
+use netboot::dhcp::{self, LinkContext, Port, Verdict};
+use netboot::event::{Change, Event, Outcome, ScriptAsked, ServedBoot};
 use netboot::loader::{Architecture, Client};
 use netboot::net::{AddressRange, Digest, MacAddress, NetworkName, NodeName, Timestamp};
 use netboot::node::{DiskRule, NodeLink, NodeRecord, NodeSpec, Report};
@@ -20,6 +23,8 @@ use uuid::Uuid;
 
 use crate::chance::Chance;
 use crate::machine::{Disk, Doing, Heard, Machine, Wish};
+
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 107, 0, 1);
 
 /// How unkind the world is, in percent of steps.
 #[derive(Clone, Copy, Debug)]
@@ -167,39 +172,70 @@ impl World {
         }
     }
 
+    /// A whole DHCP exchange in real packets, each of which may be lost.
     fn ask_dhcp(&mut self, index: usize) -> Option<Heard> {
-        let machine = &self.machines[index];
-        let (mac, network) = (machine.mac, network_name());
-        let request = BootRequest {
-            mac,
-            client: Client::Pxe(Architecture::X64_UEFI),
-            network: &network,
-            uuid: machine.uuid,
-            serial: None,
+        let offer = self.dhcp(index, None)?;
+        assert_eq!(offer.opts().msg_type(), Some(MessageType::Offer));
+        if self.dice.happens(self.unkindness.loss) {
+            return None;
+        }
+        let reply = self.dhcp(index, Some(offer.yiaddr()))?;
+        assert_eq!(
+            reply.opts().msg_type(),
+            Some(MessageType::Ack),
+            "what was offered is given"
+        );
+        assert_eq!(
+            reply.yiaddr(),
+            offer.yiaddr(),
+            "an address changes in the middle of an exchange"
+        );
+        let address = reply.yiaddr();
+        let reserved = self
+            .site
+            .spec()
+            .node_by_mac(self.machines[index].mac)
+            .map(|node| node.boot_link().address);
+        assert!(
+            reserved.is_none_or(|reserved| reserved == address),
+            "a listed machine was given {address}"
+        );
+        match reply.opts().get(OptionCode::BootfileName) {
+            Some(DhcpOption::BootfileName(name)) if name.starts_with(b"snponly.efi") => {
+                Some(Heard::Loader(address))
+            }
+            Some(other) => panic!("firmware that reads no scripts was sent {other:?}"),
+            None => Some(Heard::Wait("nothing to boot".to_owned())),
+        }
+    }
+
+    /// One packet there and, when there is an answer, one back.
+    fn dhcp(&mut self, index: usize, requested: Option<Ipv4Addr>) -> Option<Message> {
+        let bytes = packet(&self.machines[index], requested);
+        let link = LinkContext {
+            name: "eth1.107".parse().expect("a link"),
+            server: SERVER,
+            http_port: 8080,
+            mtu: 1500,
+        };
+        let heard = dhcp::Heard {
+            port: Port::Server,
+            unicast: false,
             chainloads: 0,
         };
-        let site = self.site.clone();
-        let address = match site.spec().node_by_mac(mac) {
-            Some(node) => site.attachment(node, mac)?.0.address,
-            None => {
-                let network = site.spec().network(&network)?;
-                let address = site.address_to_lend(network, mac, machine.address, self.now)?;
-                let asked = LeaseAsked {
-                    mac,
-                    network: network.name.clone(),
-                    address,
-                };
-                matches!(self.happen(Event::LeaseAsked(asked))?, Outcome::Lease(true))
-                    .then_some(address)?
-            }
+        let request = dhcp::Request::parse(&bytes).expect("a real client's packet");
+        let (mut out, site) = (Vec::new(), self.site.clone());
+        let Verdict::Reply(reply) =
+            dhcp::answer(&site, &link, &request, heard, self.now, &mut out).verdict
+        else {
+            return None;
         };
-        match site.decide(&request, self.now).answer {
-            BootDecision::Chainload(_) => Some(Heard::Loader(address)),
-            BootDecision::Refuse(refusal) => Some(Heard::Wait(refusal.to_string())),
-            other @ (BootDecision::Boot(_) | BootDecision::LocalDisk | BootDecision::Hold(_)) => {
-                panic!("firmware that reads no scripts was told {other:?}")
-            }
+        if let Some(lease) = reply.lease
+            && !matches!(self.happen(Event::LeaseAsked(lease))?, Outcome::Lease(true))
+        {
+            return None;
         }
+        Some(Message::decode(&mut Decoder::new(&out)).expect("a reply that a client can read"))
     }
 
     fn ask_script(&mut self, index: usize) -> Option<Heard> {
@@ -536,6 +572,41 @@ fn told(decision: &BootDecision<'_>) -> Heard {
             panic!("not an answer to wait by: {decision:?}")
         }
     }
+}
+
+/// What EDK2's PXE client sends, as far as a server's answer depends on it.
+fn packet(machine: &Machine, requested: Option<Ipv4Addr>) -> Vec<u8> {
+    let zero = Ipv4Addr::UNSPECIFIED;
+    let mut message = Message::new(zero, zero, zero, zero, &machine.mac.octets());
+    message.set_flags(Flags::default().set_broadcast());
+    let options = message.opts_mut();
+    let kind = if requested.is_some() {
+        MessageType::Request
+    } else {
+        MessageType::Discover
+    };
+    options.insert(DhcpOption::MessageType(kind));
+    options.insert(DhcpOption::ParameterRequestList(vec![
+        OptionCode::SubnetMask,
+        OptionCode::Router,
+        OptionCode::BootfileName,
+    ]));
+    options.insert(DhcpOption::ClassIdentifier(
+        b"PXEClient:Arch:00007:UNDI:003000".to_vec(),
+    ));
+    options.insert(DhcpOption::ClientSystemArchitecture(
+        dhcproto::v4::Architecture::from(7),
+    ));
+    if let Some(uuid) = machine.uuid {
+        let mut identifier = vec![0];
+        identifier.extend(uuid.to_bytes_le());
+        options.insert(DhcpOption::ClientMachineIdentifier(identifier));
+    }
+    if let Some(address) = requested {
+        options.insert(DhcpOption::RequestedIpAddress(address));
+        options.insert(DhcpOption::ServerIdentifier(SERVER));
+    }
+    message.to_vec().expect("a packet")
 }
 
 fn network_name() -> NetworkName {
