@@ -7,6 +7,7 @@ pub mod http;
 pub mod ledger;
 pub mod link;
 pub mod ra;
+pub mod store;
 pub mod sys;
 pub mod tftp;
 mod tftp_async;

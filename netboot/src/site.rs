@@ -148,6 +148,12 @@ impl Site {
         self.leases.iter()
     }
 
+    /// The lease on an address.
+    #[must_use]
+    pub fn lease(&self, address: Ipv4Addr) -> Option<&Lease> {
+        self.leases.get(&address)
+    }
+
     /// Machines that are not listed and were heard.
     pub fn sightings(&self) -> impl Iterator<Item = (&MacAddress, &Sighting)> {
         self.sightings.iter()
