@@ -15,12 +15,13 @@
 mod artifact;
 mod boot;
 mod connection;
+mod listen;
 mod report;
 mod wire;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,16 +30,15 @@ use bytes::Bytes;
 use images::{Depot, Loaders};
 use netboot::attempt::{Fact, TransferOutcome};
 use netboot::net::{Digest, LinkName};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 pub use artifact::Pace;
+pub use listen::{Http, start};
 pub use wire::{BODY_BYTES_MAX, HEAD_BYTES_MAX, Method, Parsed, Request, parse};
 
 use crate::controller::Controller;
@@ -313,7 +313,7 @@ struct Origin {
 }
 
 /// All that an answer is made from.
-pub struct Server {
+struct Server {
     depot: Depot,
     loaders: Arc<Loaders>,
     controller: Controller,
@@ -324,13 +324,6 @@ pub struct Server {
     counters: Counters,
     seats: Mutex<HashMap<Ipv4Addr, usize>>,
     taken: AtomicUsize,
-}
-
-/// Where to listen.
-#[derive(Clone, Debug)]
-pub struct Place {
-    pub link: LinkName,
-    pub address: SocketAddrV4,
 }
 
 /// What a server is made of.
@@ -361,8 +354,7 @@ impl Default for Ports {
 }
 
 impl Server {
-    #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    fn new(parts: Parts) -> Self {
         let Parts {
             depot,
             loaders,
@@ -386,62 +378,8 @@ impl Server {
         }
     }
 
-    #[must_use]
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// Connections open now.
-    #[must_use]
-    pub fn connections(&self) -> usize {
+    fn connections(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
-    }
-
-    /// Accepts on one place until told to stop; connections under way then finish by themselves.
-    pub async fn listen(
-        self: Arc<Self>,
-        place: Place,
-        tls: Option<TlsAcceptor>,
-        stop: CancellationToken,
-    ) {
-        let listener = match open(&place) {
-            Ok(listener) => listener,
-            Err(error) => {
-                warn!(link = %place.link, address = %place.address, %error, "can't listen for boot HTTP, is another server on this port?");
-                return;
-            }
-        };
-        info!(link = %place.link, address = %place.address, tls = tls.is_some(), "boot HTTP listens");
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, peer) = match accepted {
-                Ok((stream, peer)) => (stream, peer.ip()),
-                Err(error) => {
-                    // Out of descriptors, mostly: the pause lets connections end instead of spinning.
-                    warn!(link = %place.link, %error, "accepting a connection failed");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let IpAddr::V4(peer) = peer else { continue };
-            match Seat::take(&self, peer) {
-                Ok(seat) => {
-                    let origin = Origin {
-                        peer,
-                        local: place.address,
-                        link: place.link.clone(),
-                    };
-                    tokio::spawn(seat.serve(stream, origin, tls.clone()));
-                }
-                Err(refusal) => {
-                    self.counters.refuse(refusal);
-                    debug!(%peer, reason = refusal.word(), "connection refused");
-                }
-            }
-        }
     }
 
     /// Three quarters of all connections are taken: nobody may sit idle.
@@ -547,29 +485,4 @@ impl Drop for Seat {
             }
         }
     }
-}
-
-/// A listening socket that hears one link alone. What is set on it, accepted ones inherit.
-fn open(place: &Place) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::IPV4,
-        Type::STREAM.nonblocking().cloexec(),
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    // The address alone doesn't do: Linux accepts a packet for any of its addresses on any link.
-    socket.bind_device(Some(place.link.as_str().as_bytes()))?;
-    socket.bind(&place.address.into())?;
-    socket.listen(1024)?;
-    let options = SockRef::from(&socket);
-    options.set_tcp_nodelay(true)?;
-    // A machine that lost power says nothing: after a minute and a half its connection goes too.
-    options.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(Duration::from_secs(60))
-            .with_interval(Duration::from_secs(10))
-            .with_retries(3),
-    )?;
-    options.set_tcp_user_timeout(Some(Duration::from_secs(90)))?;
-    TcpListener::from_std(socket.into())
 }
