@@ -4,6 +4,7 @@ pub mod bastion;
 pub mod chance;
 pub mod client;
 pub mod dhcp;
+pub mod http;
 pub mod lab;
 pub mod machine;
 pub mod netns;
