@@ -19,6 +19,8 @@ mod options;
 mod packet;
 mod pxe;
 mod reply;
+#[cfg(test)]
+mod tests;
 
 pub use answer::{
     Answer, Destination, Heard, Ignored, Kind, LinkContext, Port, Reply, Verdict, answer,

@@ -204,10 +204,13 @@ pub fn loader_for(arch: Architecture, tables: [&LoaderTable; 2]) -> Option<Loade
     named.or_else(|| arch.default_loader().map(|name| LoaderName(name.into())))
 }
 
+/// Where loaders are on the boot HTTP port.
+pub const LOADER_PATH: &str = "/loader/";
+
 /// The path of a loader on the boot HTTP port. UEFI HTTP Boot judges a file by the suffix of its path.
 #[must_use]
 pub fn loader_path(loader: &LoaderName) -> String {
-    format!("/loaders/{loader}")
+    format!("{LOADER_PATH}{loader}")
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use netboot::attempt::Fact;
 use netboot::boot::{Boot, BootDecision, BootRequest, Refusal as Refused};
 use netboot::event::{Event, Outcome, ScriptAsked, ServedBoot};
 use netboot::ipxe;
+use netboot::loader::LOADER_PATH;
 use netboot::net::{Digest, MacAddress};
 use netboot::release::{Asker, Release, Withheld};
 use netboot::site::Site;
@@ -52,7 +53,7 @@ impl Server {
             return self.config(origin, request, rest).await;
         }
         if let Some(file) = path
-            .strip_prefix("/loader/")
+            .strip_prefix(LOADER_PATH)
             .filter(|file| *file != "autoexec.ipxe")
         {
             return self.loader(file);
