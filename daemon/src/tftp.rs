@@ -430,11 +430,10 @@ impl LinkServer {
         } else {
             &self.ring[place - 1]
         };
-        let heard = ears.hear(socket);
+        ears.hear(socket);
         let now = self.clock.elapsed();
-        for at in 0..heard {
-            let (peer, length) = ears.heard[at];
-            let bytes = &ears.octets[at][..length];
+        for (&(peer, length), octets) in ears.heard.iter().zip(ears.octets.iter()) {
+            let bytes = &octets[..length];
             if place == 0 {
                 self.request(peer, bytes, now);
             } else {
@@ -640,7 +639,9 @@ impl LinkServer {
 struct Ears {
     headers: MultiHeaders<SockaddrIn>,
     octets: Box<[[u8; DATAGRAM_OCTETS]; BATCH]>,
-    heard: [(SocketAddrV4, usize); BATCH],
+    heard: Vec<(SocketAddrV4, usize)>,
+    /// How many datagrams the next call asks for: preparing for a crowd costs more than hearing one.
+    expected: usize,
 }
 
 impl Ears {
@@ -648,35 +649,27 @@ impl Ears {
         Self {
             headers: MultiHeaders::preallocate(BATCH, None),
             octets: Box::new([[0; DATAGRAM_OCTETS]; BATCH]),
-            heard: [(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), 0); BATCH],
+            heard: Vec::with_capacity(BATCH),
+            expected: 1,
         }
     }
 
-    /// How many datagrams were waiting. An error of the socket concerns one earlier packet and says nothing
-    /// about the next; the clock repeats what was lost.
-    fn hear(&mut self, socket: &UdpSocket) -> usize {
-        let mut slices = self
-            .octets
-            .each_mut()
-            .map(|octets| [io::IoSliceMut::new(octets)]);
-        let flags = MsgFlags::MSG_DONTWAIT;
-        let Ok(messages) = recvmmsg(
-            socket.as_raw_fd(),
-            &mut self.headers,
-            slices.iter_mut(),
-            flags,
-            None,
-        ) else {
-            return 0;
-        };
-        let mut count = 0;
-        for message in messages {
-            if let Some(peer) = message.address {
-                self.heard[count] = (peer.into(), message.bytes);
-                count += 1;
-            }
+    /// Fills `heard`. An error of the socket concerns one earlier packet and says nothing about the next; the
+    /// clock repeats what was lost.
+    fn hear(&mut self, socket: &UdpSocket) {
+        self.heard.clear();
+        let expected = &mut self.octets[..self.expected];
+        let mut slices: Vec<_> = expected
+            .iter_mut()
+            .map(|octets| [io::IoSliceMut::new(octets)])
+            .collect();
+        let (fd, flags) = (socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
+        if let Ok(messages) = recvmmsg(fd, &mut self.headers, slices.iter_mut(), flags, None) {
+            self.heard.extend(
+                messages.filter_map(|message| Some((message.address?.into(), message.bytes))),
+            );
         }
-        count
+        self.expected = (2 * self.heard.len()).clamp(1, BATCH);
     }
 }
 

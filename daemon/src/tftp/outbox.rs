@@ -146,39 +146,32 @@ impl Outbox {
     }
 
     fn send_batches(&mut self, socket: &UdpSocket, parcels: &[Parcel]) -> u64 {
-        let mut failed = 0;
-        let mut datagrams = parcels
+        let datagrams: Vec<Datagram<'_>> = parcels
             .iter()
-            .flat_map(|parcel| (0..parcel.datagrams()).map(|at| parcel.datagram(at)));
-        loop {
-            let mut batch = [Datagram::NONE; BATCH];
-            let mut filled = 0;
-            // The batch leads: `zip` must not take a datagram that has no place in it.
-            for (place, datagram) in batch.iter_mut().zip(&mut datagrams) {
-                *place = datagram;
-                filled += 1;
-            }
-            if filled == 0 {
-                return failed;
-            }
-            failed += self.send_batch(socket, &batch[..filled]);
-        }
+            .flat_map(|parcel| (0..parcel.datagrams()).map(|at| parcel.datagram(at)))
+            .collect();
+        datagrams
+            .chunks(BATCH)
+            .map(|batch| self.send_batch(socket, batch))
+            .sum()
     }
 
     fn send_batch(&mut self, socket: &UdpSocket, batch: &[Datagram<'_>]) -> u64 {
-        let mut peers = [None; BATCH];
-        let mut slices = [[IoSlice::new(&[]); 2]; BATCH];
-        for ((datagram, peer), pair) in batch.iter().zip(&mut peers).zip(&mut slices) {
-            *peer = Some(SockaddrIn::from(datagram.peer));
-            *pair = [
-                IoSlice::new(&datagram.header[..datagram.header_octets]),
-                IoSlice::new(datagram.body),
-            ];
-        }
+        let peers: Vec<_> = batch
+            .iter()
+            .map(|datagram| Some(SockaddrIn::from(datagram.peer)))
+            .collect();
+        let slices: Vec<_> = batch
+            .iter()
+            .map(|datagram| {
+                let header = &datagram.header[..datagram.header_octets];
+                [IoSlice::new(header), IoSlice::new(datagram.body)]
+            })
+            .collect();
         let fd = socket.as_raw_fd();
         let (mut sent, mut failed) = (0, 0);
         while sent < batch.len() {
-            let (slices, peers) = (&slices[sent..batch.len()], &peers[sent..batch.len()]);
+            let (slices, peers) = (&slices[sent..], &peers[sent..]);
             let headers = &mut self.headers;
             let mut send = || {
                 let none: [ControlMessage<'_>; 0] = [];
