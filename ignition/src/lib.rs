@@ -1,6 +1,6 @@
 //! What a machine becomes: a profile and one node in, the finished document of that node out. Pure.
 //!
-//! Two verbs matter: [`rehearse`] finds every fault of a profile's templates when a site is loaded, and
+//! Three verbs matter: [`syntax`] and [`rehearse`] find every fault of a profile's templates when a site is loaded, and
 //! [`document`] renders what one node reads, on request. Kernel arguments are templates too:
 //! [`arguments`]. A template that rendered in rehearsal renders in earnest, because both take the same
 //! [`Subject`] and nothing else.
@@ -10,7 +10,6 @@
 mod format;
 mod template;
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use netboot::node::{DiskRule, NodeLink, NodeSpec};
@@ -174,18 +173,6 @@ pub fn syntax(field: &'static str, source: &str) -> Result<(), Fault> {
     template::syntax(field, source)
 }
 
-/// The names under `variables` that a profile's templates use: each machine of the profile must have them.
-///
-/// # Errors
-/// A template that can't be parsed.
-pub fn variables_used(profile: &Profile) -> Result<BTreeSet<String>, Fault> {
-    let mut used = BTreeSet::new();
-    for (field, source) in sources(profile) {
-        used.extend(template::variables_used(field, source)?);
-    }
-    Ok(used)
-}
-
 /// Renders everything a machine of the profile would read, and names what its readers would refuse.
 #[must_use]
 pub fn rehearse(profile: &Profile, subject: &Subject<'_>) -> Vec<Fault> {
@@ -227,36 +214,4 @@ fn optional(
     source.map_or(Ok(String::new()), |source| {
         template::render(field, source, subject)
     })
-}
-
-fn sources(profile: &Profile) -> Vec<(&'static str, &str)> {
-    let mut all: Vec<(&'static str, &str)> = profile
-        .arguments
-        .iter()
-        .map(|source| ("arguments", source.as_str()))
-        .collect();
-    match &profile.config {
-        ConfigSource::None => {}
-        ConfigSource::Ignition(source) | ConfigSource::Talos(source) => {
-            all.push(("config.file", source))
-        }
-        ConfigSource::CloudInit {
-            user_data,
-            vendor_data,
-            network_config,
-        } => {
-            all.push(("config.user_data", user_data));
-            all.extend(
-                vendor_data
-                    .as_deref()
-                    .map(|source| ("config.vendor_data", source)),
-            );
-            all.extend(
-                network_config
-                    .as_deref()
-                    .map(|source| ("config.network_config", source)),
-            );
-        }
-    }
-    all
 }

@@ -1,8 +1,6 @@
 //! Templates: minijinja, strict, bounded. A template may speak of the machine, its network, its
 //! variables and its URLs; a name that is not there is an error, never an empty string.
 
-use std::collections::BTreeSet;
-
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value, context};
 
@@ -58,26 +56,6 @@ pub(crate) fn syntax(field: &'static str, source: &str) -> Result<(), Fault> {
     let environment = environment();
     let parsed = environment.template_from_str(source).map(|_| ());
     parsed.map_err(|error| fault(field, &error))
-}
-
-/// The names under `variables` that one template uses.
-pub(crate) fn variables_used(field: &'static str, source: &str) -> Result<BTreeSet<String>, Fault> {
-    let environment = environment();
-    let template = environment
-        .template_from_str(source)
-        .map_err(|error| fault(field, &error))?;
-    let names = template.undeclared_variables(true);
-    Ok(names
-        .iter()
-        .filter_map(|name| {
-            Some(
-                name.strip_prefix("variables.")?
-                    .split('.')
-                    .next()?
-                    .to_owned(),
-            )
-        })
-        .collect())
 }
 
 fn environment() -> Environment<'static> {
@@ -255,15 +233,5 @@ mod tests {
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             Err("mend the template"),
         );
-    }
-
-    #[test]
-    fn the_variables_of_a_template_are_known_before_it_is_rendered() {
-        let used = variables_used(
-            "config.file",
-            "{{ variables.rack }}{% if variables.gpu %}x{% endif %}{{ mac }}",
-        )
-        .unwrap();
-        assert_eq!(used.into_iter().collect::<Vec<_>>(), ["gpu", "rack"]);
     }
 }

@@ -11,6 +11,7 @@ pub mod netns;
 pub mod process;
 pub mod qemu;
 pub mod reference;
+pub mod sample;
 pub mod site;
 pub mod tftp;
 pub mod timeline;

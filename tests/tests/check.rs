@@ -2,44 +2,24 @@
 //! committed schemas are those of the types.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use daemon::config::check::{Kind, run, schema};
-use images::Depot;
+use tests::sample::{ARTIFACTS, repository, site, state};
 
-/// A state directory whose depot has these names, each file holding its own name but the last.
-fn state_with(names: &[&str]) -> tempfile::TempDir {
-    let state = tempfile::tempdir().unwrap();
-    let depot = Depot::open(state.path().join("depot")).unwrap();
-    for name in names {
-        depot
-            .import_from(&name.parse().unwrap(), name.as_bytes(), None)
-            .unwrap();
-    }
-    let unnamed = "the kernel of the inventory\n".as_bytes();
-    let name = "unnamed".parse().unwrap();
-    depot.import_from(&name, unnamed, None).unwrap();
-    depot.forget(&name).unwrap();
-    state
-}
+/// What the faulty site names rightly.
+const ON_THE_SHELF: [&str; 2] = ["debian-13/vmlinuz", "debian-13/initrd.img"];
 
 fn checked(site: &Path, state: &Path, json: bool) -> (u8, String) {
     let mut out = Vec::new();
-    let code = run(site, state, json, &mut out).unwrap();
-    (code, String::from_utf8(out).unwrap())
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .to_owned()
+    let code = run(site, state, json, &mut out).expect("memory takes every byte");
+    (code, String::from_utf8(out).expect("a verdict is text"))
 }
 
 /// Compares with a committed file, or rewrites it where `UPDATE_GOLDEN` is set.
 fn golden(path: &Path, text: &str) {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(path, text).unwrap();
+        std::fs::write(path, text).expect("written");
     }
     let wanted = std::fs::read_to_string(path).unwrap_or_default();
     let hint = "run again with UPDATE_GOLDEN=1 and look at the difference";
@@ -52,24 +32,15 @@ fn golden(path: &Path, text: &str) {
 
 #[test]
 fn the_sample_site_is_clean() {
-    let state = state_with(&[
-        "fedora-coreos/44/vmlinuz",
-        "fedora-coreos/44/initramfs.img",
-        "fedora-coreos/44/rootfs.img",
-        "debian-13/vmlinuz",
-        "debian-13/initrd.img",
-        "talos/1.11.5/vmlinuz",
-        "talos/1.11.5/initramfs.xz",
-    ]);
-    let site = repository().join("daemon/docs/example-site");
-    let verdict = checked(&site, state.path(), false);
+    let state = state(&ARTIFACTS);
+    let verdict = checked(&site(), state.path(), false);
     let clean = "site lab: 3 networks, 3 machines, 4 profiles, no faults\n";
     assert_eq!(verdict, (0, clean.to_owned()));
 }
 
 #[test]
 fn every_seeded_fault_is_named_with_its_place_value_and_remedy() {
-    let state = state_with(&["debian-13/vmlinuz", "debian-13/initrd.img"]);
+    let state = state(&ON_THE_SHELF);
     let (code, text) = checked(Path::new("fixtures/faulty-site"), state.path(), false);
     assert_eq!(code, 78);
     golden(Path::new("fixtures/faulty-site.txt"), &text);
@@ -77,7 +48,7 @@ fn every_seeded_fault_is_named_with_its_place_value_and_remedy() {
 
 #[test]
 fn scripts_get_the_same_faults_as_people() {
-    let state = state_with(&["debian-13/vmlinuz", "debian-13/initrd.img"]);
+    let state = state(&ON_THE_SHELF);
     let site = Path::new("fixtures/faulty-site");
     let (code, json) = checked(site, state.path(), true);
     let (_, text) = checked(site, state.path(), false);

@@ -22,7 +22,7 @@ pub(super) struct Site {
     #[serde(default)]
     pub(super) admission: Given<Admission>,
     /// The networks that machines boot from.
-    pub(super) networks: Given<Vec<Given<Network>>>,
+    pub(super) networks: Given<Vec<Given<Box<Network>>>>,
     /// The boot HTTP server.
     #[serde(default)]
     pub(super) http: Given<Http>,
@@ -195,7 +195,7 @@ pub(super) struct Control {
 #[schemars(title = "Reveille machines.yaml")]
 pub(super) struct Machines {
     /// The machines, in any order.
-    pub(super) machines: Given<Vec<Given<Machine>>>,
+    pub(super) machines: Given<Vec<Given<Box<Machine>>>>,
 }
 
 /// One machine. Its link is said either by `mac` or `macs`, `address` and `network`, or, when it has several, by

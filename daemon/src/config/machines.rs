@@ -19,7 +19,7 @@ const VARIABLE_BYTES_MAX: usize = 64 << 10;
 
 /// Judges one machine; `None` when it is too faulty to be compared with others.
 pub(super) fn judge(
-    written: &Written<file::Machine>,
+    written: &Written<Box<file::Machine>>,
     site: &SiteFile,
     faults: &Faults,
 ) -> Option<NodeSpec> {
@@ -39,7 +39,7 @@ pub(super) fn judge(
         variables: given_variables,
         loaders: table,
         disk: rule,
-    } = entry;
+    } = &**entry;
     let name_parsed = need(faults, "name", name, place);
     let profile = need(faults, "profile", profile, place);
     let hostname = parse(faults, "hostname", hostname);
@@ -110,7 +110,7 @@ pub(super) fn judge(
     })
 }
 
-impl Written<file::Machine> {
+impl Written<Box<file::Machine>> {
     /// Where the value stands that a contradiction is about.
     pub(super) fn place_of(&self, field: &str, value: &str) -> Place {
         let entry = &self.entry;

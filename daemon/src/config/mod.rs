@@ -35,7 +35,7 @@ use read::Given;
 use source::Source;
 
 /// Groups of like machines whose templates are rehearsed, at the most.
-const REHEARSALS_MAX: usize = 1000;
+const REHEARSALS_MAX: usize = 256;
 
 /// What `site.yaml` says of the daemon itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +146,7 @@ fn site_file(source: &mut Source<'_>, faults: &Faults) -> SiteFile {
     }
 }
 
-type Inventory = (Vec<NodeSpec>, Vec<Written<file::Machine>>);
+type Inventory = (Vec<NodeSpec>, Vec<Written<Box<file::Machine>>>);
 
 fn inventory(source: &mut Source<'_>, site: &SiteFile, faults: &Faults) -> Inventory {
     let (mut nodes, mut machines) = (Vec::new(), Vec::new());
@@ -182,8 +182,8 @@ fn inventory(source: &mut Source<'_>, site: &SiteFile, faults: &Faults) -> Inven
 
 /// Where the parts of a site stand, by their index in [`SiteParts`].
 struct Places<'a> {
-    networks: &'a [Written<file::Network>],
-    machines: &'a [Written<file::Machine>],
+    networks: &'a [Written<Box<file::Network>>],
+    machines: &'a [Written<Box<file::Machine>>],
     profiles: &'a Profiles,
 }
 

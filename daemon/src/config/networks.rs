@@ -33,7 +33,7 @@ pub(super) struct SiteFile {
     pub(super) admission: AdmissionPolicy,
     pub(super) networks: Vec<Network>,
     /// Side by side with `networks`.
-    pub(super) written: Vec<Written<file::Network>>,
+    pub(super) written: Vec<Written<Box<file::Network>>>,
     /// Names of networks too faulty to build: machines on them are not complained about.
     pub(super) broken: BTreeSet<String>,
     /// A network without even a name failed, or the file did.
@@ -104,7 +104,7 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
     site
 }
 
-impl Written<file::Network> {
+impl Written<Box<file::Network>> {
     /// Where the value stands that a contradiction is about.
     pub(super) fn place_of(&self, field: &str) -> Place {
         let entry = &self.entry;

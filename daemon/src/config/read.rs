@@ -15,6 +15,8 @@ use serde::forward_to_deserialize_any;
 use super::fault::{Faults, Place, suggestion};
 use super::yaml::{Body, Key, Node};
 
+/// Entries of one list. What they become is larger than what was written.
+const ENTRIES_MAX: usize = netboot::spec::NODES_MAX;
 /// The newtype name by which [`Given`] asks the reader for the place.
 const GIVEN: &str = "given with its place";
 /// The newtype name by which a type asks for either a word, as text, or a map, as the newtype's inside.
@@ -195,6 +197,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         match &self.node.body {
             Body::List(list) => visitor.visit_seq(List {
                 items: list.iter(),
+                entries: 0,
                 list: self,
             }),
             Body::Null | Body::Scalar(_) | Body::Map(_) => Err(self.refuse(
@@ -291,6 +294,7 @@ impl<'a> de::SeqAccess<'a> for Placed<'a> {
 
 struct List<'a> {
     items: std::slice::Iter<'a, Node<'a>>,
+    entries: usize,
     list: Reader<'a>,
 }
 
@@ -304,15 +308,20 @@ impl<'a> de::SeqAccess<'a> for List<'a> {
         let Some(node) = self.items.next() else {
             return Ok(None);
         };
+        self.entries += 1;
+        if self.entries > ENTRIES_MAX {
+            let reader = Reader { node, ..self.list };
+            reader.refuse(
+                "is one entry too many",
+                format!("keep a list within {ENTRIES_MAX} entries"),
+            );
+            return Ok(None);
+        }
         let item = Reader { node, ..self.list };
         if matches!(node.body, Body::Null) {
             item.refuse("stands in a list", "write a value, or remove the entry");
         }
         seed.deserialize(item).map(Some)
-    }
-
-    fn size_hint(&self) -> Option<usize> {
-        Some(self.items.len())
     }
 }
 

@@ -10,7 +10,7 @@ use super::fault::{Faults, Place};
 
 /// Bytes of `site.yaml`, of a profile and of a document.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// Bytes of one inventory file: some 150,000 machines.
+/// Bytes of one inventory file.
 const INVENTORY_BYTES_MAX: u64 = 32 << 20;
 /// Bytes of a whole site.
 const SITE_BYTES_MAX: u64 = 128 << 20;

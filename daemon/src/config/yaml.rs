@@ -13,7 +13,7 @@ use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, ScanError, Span
 use super::fault::{Faults, Place};
 
 /// Values in one file, copies by alias included.
-pub(super) const NODES_MAX: u32 = 2_000_000;
+const NODES_MAX: u32 = 1_000_000;
 /// Lists and maps inside each other. A site needs six.
 const DEPTH_MAX: usize = 32;
 
@@ -242,8 +242,8 @@ impl<'i> Tree<'i> {
         if self.nodes > NODES_MAX {
             return Err(self.stop(
                 span,
-                "the file holds more values than the 2,000,000 that are read, aliases counted in full",
-                "split it, and write fewer aliases",
+                "the file holds more values than the 1,000,000 that are read, aliases counted in full",
+                "split it over machines.d, and write fewer aliases",
             ));
         }
         Ok(())
