@@ -233,7 +233,9 @@ impl Part {
 /// Whether another try may help.
 fn passing(error: &FetchError) -> bool {
     match error {
-        FetchError::Connect { .. } | FetchError::Silence { .. } | FetchError::Http { .. } => true,
+        // A certificate that isn't trusted now won't be in ten seconds.
+        FetchError::Connect { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+        FetchError::Silence { .. } | FetchError::Http { .. } => true,
         FetchError::Status { status, .. } => {
             status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
         }
