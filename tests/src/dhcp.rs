@@ -64,23 +64,41 @@ pub fn address(number: u16) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 107, 1, 0)) + u32::from(number))
 }
 
-/// A site with this network and so many listed machines, counted from 1.
-pub fn site(network: Network, machines: u16) -> SiteSpec {
-    let nodes = (1..=machines).map(|number| NodeSpec {
-        name: format!("node-{number}").parse().expect("a name"),
+/// A listed machine with one address on one network.
+pub fn node(name: &str, mac: MacAddress, network: &Network, address: Ipv4Addr) -> NodeSpec {
+    NodeSpec {
+        name: name.parse().expect("a name"),
         links: vec![NodeLink {
-            macs: vec![mac(number)],
+            macs: vec![mac],
             network: network.name.clone(),
-            address: address(number),
+            address,
         }],
         uuid: None,
         serial: None,
-        hostname: format!("node-{number}").parse().expect("a host name"),
+        hostname: name.parse().expect("a host name"),
         profile: "live".parse().expect("a name"),
         variables: [].into(),
         loaders: [].into(),
         disk: None,
-    });
+    }
+}
+
+/// A site with this network and so many listed machines, counted from 1.
+pub fn site(network: Network, machines: u16) -> SiteSpec {
+    let listed = |number| {
+        node(
+            &format!("node-{number}"),
+            mac(number),
+            &network,
+            address(number),
+        )
+    };
+    let nodes = (1..=machines).map(listed).collect();
+    site_of(vec![network], nodes)
+}
+
+/// A site with these networks and machines, all of one live profile.
+pub fn site_of(networks: Vec<Network>, nodes: Vec<NodeSpec>) -> SiteSpec {
     let profile = Profile {
         name: "live".parse().expect("a name"),
         kernel: Artifact {
@@ -95,8 +113,8 @@ pub fn site(network: Network, machines: u16) -> SiteSpec {
         disk: None,
     };
     let parts = SiteParts {
-        nodes: nodes.collect(),
-        networks: vec![network],
+        nodes,
+        networks,
         profiles: vec![profile],
         admission: AdmissionPolicy::Listed,
     };
@@ -151,14 +169,34 @@ impl Bastion {
 
     /// As `start`, and waits until the link is served.
     pub fn serving(netns: &Netns, spec: SiteSpec) -> Self {
+        let links = spec
+            .networks()
+            .map(|network| network.link.clone())
+            .collect();
         let bastion = Self::start(netns, spec);
-        bastion.wait_until("eth0 is served", |bastion| {
-            bastion
-                .dhcp
-                .served()
-                .contains(&"eth0".parse().expect("a link name"))
+        bastion.wait_until("every link is served", |bastion| {
+            bastion.dhcp.served() == links
         });
         bastion
+    }
+
+    /// Packets that got no reply for this reason.
+    pub fn ignored(&self, reason: &str) -> u64 {
+        self.dhcp
+            .counters()
+            .reasons()
+            .get(reason)
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Messages received, or replies sent, by their word.
+    pub fn total(&self, word: &str) -> u64 {
+        let totals = self.dhcp.counters().totals();
+        totals
+            .iter()
+            .find(|(name, _)| *name == word)
+            .map_or(0, |(_, count)| *count)
     }
 
     /// Waits until something is true of it.
