@@ -63,7 +63,8 @@ pub struct Controller {
 
 #[derive(Debug)]
 struct Request {
-    event: Event,
+    /// `None` only asks whether the writer lives.
+    event: Option<Event>,
     answer: oneshot::Sender<Result<Outcome, NotWritten>>,
 }
 
@@ -97,6 +98,18 @@ impl Controller {
     /// # Errors
     /// [`NotWritten`] when nothing changed.
     pub async fn apply(&self, event: Event) -> Result<Outcome, NotWritten> {
+        self.ask(Some(event)).await
+    }
+
+    /// Waits until the writer has taken everything sent before.
+    ///
+    /// # Errors
+    /// [`NotWritten::Stopping`] when it is gone.
+    pub async fn alive(&self) -> Result<(), NotWritten> {
+        self.ask(None).await.map(|_| ())
+    }
+
+    async fn ask(&self, event: Option<Event>) -> Result<Outcome, NotWritten> {
         let (answer, wait) = oneshot::channel();
         self.queue
             .send(Request { event, answer })
@@ -109,7 +122,11 @@ impl Controller {
     #[must_use]
     pub fn tell(&self, event: Event) -> bool {
         let (answer, _) = oneshot::channel();
-        self.queue.try_send(Request { event, answer }).is_ok()
+        let request = Request {
+            event: Some(event),
+            answer,
+        };
+        self.queue.try_send(request).is_ok()
     }
 }
 
@@ -130,6 +147,10 @@ where
     let mut changes: Vec<Change> = Vec::new();
     let mut answers = Vec::with_capacity(group.len());
     for Request { event, answer } in group {
+        let Some(event) = event else {
+            answers.push((answer, Outcome::Done));
+            continue;
+        };
         let applied = site.apply(event, now());
         site = applied.site;
         for change in applied.changes {

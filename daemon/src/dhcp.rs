@@ -211,7 +211,7 @@ impl Follower {
 }
 
 /// The links to serve now, and why others are not.
-fn wanted(
+pub(crate) fn wanted(
     site: &Site,
     links: &Links,
     http_port: u16,

@@ -1,12 +1,19 @@
 //! The hands: the only crate that touches the bastion.
 
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod controller;
 pub mod dhcp;
 pub mod http;
+pub mod image;
 pub mod ledger;
 pub mod link;
+pub mod loaders;
+pub mod notify;
 pub mod ra;
+pub mod serve;
+pub mod status;
 pub mod store;
 pub mod sys;
 pub mod tftp;

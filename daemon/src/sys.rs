@@ -1,4 +1,4 @@
-//! The one room with `unsafe`: batches of datagrams and a link-layer socket address.
+//! The one room with `unsafe`: batches of datagrams, a link-layer socket address, a peer's groups.
 //!
 //! Nothing here decides anything. Each block says why it is sound; what it offers is safe to call
 //! with any arguments. The batches exist because one system call a packet costs more than all of
@@ -9,7 +9,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -344,6 +344,41 @@ fn source_control(source: Ipv4Addr) -> Control {
         ptr::write_unaligned(at.add(size_of::<libc::cmsghdr>()).cast(), info);
     }
     control
+}
+
+/// The supplementary groups of the process at the other end of a Unix socket, as they were when it
+/// connected (socket(7), `SO_PEERGROUPS`). nix knows only the primary one.
+///
+/// # Errors
+/// What the kernel answered; a process in more than 65,536 groups, which Linux allows nobody.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    /// `NGROUPS_MAX` of Linux.
+    const GROUPS_MAX: usize = 65_536;
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let mut length = libc::socklen_t::try_from(size_of_val(groups.as_slice()))
+            .expect("a quarter of a megabyte fits");
+        // SAFETY: the pointer and the length describe `groups`, which outlives the call, and the
+        // kernel writes whole group numbers, for which any bits are valid.
+        let answer = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        if answer == 0 {
+            groups.truncate(length as usize / size_of::<libc::gid_t>());
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ERANGE) || groups.len() >= GROUPS_MAX {
+            return Err(error);
+        }
+        groups.resize(GROUPS_MAX, 0);
+    }
 }
 
 #[cfg(test)]

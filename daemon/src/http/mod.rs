@@ -15,6 +15,7 @@
 mod artifact;
 mod boot;
 mod connection;
+pub mod control;
 mod listen;
 mod report;
 mod wire;

@@ -1,0 +1,433 @@
+//! The commands that ask the daemon: one request over the control socket, then a table or the JSON.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use comfy_table::{Table, presets};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use netboot::net::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::cli::{Exit, Failure, NodeCommand, Socket, StatusOptions, print};
+use crate::http::control::{Consent, Problem, Reloaded};
+use crate::status::{NodeDetail, NodeStatus, Status};
+
+/// A reload of a large site reads and checks every file first.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// No answer that is read whole comes near this: 100,000 machines are about 50 MiB of JSON.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+const WATCH_TIME: Duration = Duration::from_secs(1);
+/// Machines shown by `status`; `node list` shows them all.
+const NODES_SHOWN: usize = 40;
+
+/// `reveille reload`
+///
+/// # Errors
+/// [`Failure`] with the faults of a refused site.
+pub fn reload(socket: &Socket) -> Result<(), Failure> {
+    let done: Reloaded = ask(socket, &Ask::post("/api/v1/reload", b""))?;
+    print(&format!(
+        "the site was loaded: {} machines, {} networks, {} profiles\n{}",
+        done.nodes,
+        done.networks,
+        done.profiles,
+        if done.restart_needed {
+            "site.yaml changed ports, the TFTP engine or the socket's groups: restart the daemon to use them\n"
+        } else {
+            ""
+        }
+    ))
+}
+
+/// `reveille status`
+///
+/// # Errors
+/// [`Failure`]
+pub fn status(options: &StatusOptions) -> Result<(), Failure> {
+    let mut shown = None;
+    loop {
+        let status: Status = ask(&options.socket, &Ask::get("/api/v1/status"))?;
+        let text = if options.json {
+            json(&status)
+        } else {
+            status_text(&status)
+        };
+        if shown.as_ref() != Some(&text) {
+            // On a terminal the old picture is cleared; in a file the pictures follow each other.
+            let clear = options.watch && !options.json && is_terminal();
+            print(&format!(
+                "{}{text}",
+                if clear { "\x1b[H\x1b[2J" } else { "" }
+            ))?;
+            shown = Some(text);
+        }
+        if !options.watch {
+            return Ok(());
+        }
+        std::thread::sleep(WATCH_TIME);
+    }
+}
+
+/// `reveille node …`
+///
+/// # Errors
+/// [`Failure`]
+pub fn node(command: NodeCommand) -> Result<(), Failure> {
+    let (node, act, body) = match command {
+        NodeCommand::List {
+            json: as_json,
+            socket,
+        } => {
+            let nodes: Vec<NodeStatus> = ask(&socket, &Ask::get("/api/v1/nodes"))?;
+            return print(&if as_json {
+                json(&nodes)
+            } else {
+                nodes_table(&nodes)
+            });
+        }
+        NodeCommand::Show(node) => {
+            let path = format!("/api/v1/nodes/{}", node.name);
+            let detail: NodeDetail = ask(&node.socket, &Ask::get(&path))?;
+            return print(&if node.json {
+                json(&detail)
+            } else {
+                detail_text(&detail)
+            });
+        }
+        NodeCommand::Approve(node) => (node, "approve", Vec::new()),
+        NodeCommand::Reject(node) => (node, "reject", Vec::new()),
+        NodeCommand::Cordon(node) => (node, "cordon", Vec::new()),
+        NodeCommand::Uncordon(node) => (node, "uncordon", Vec::new()),
+        NodeCommand::Reinstall { node, disk, ttl } => {
+            let consent = Consent { disk, seconds: ttl };
+            let body = serde_json::to_vec(&consent).expect("text and a number are always JSON");
+            (node, "reinstall", body)
+        }
+    };
+    let path = format!("/api/v1/nodes/{}/{act}", node.name);
+    let detail: NodeDetail = ask(&node.socket, &Ask::post(&path, &body))?;
+    let NodeStatus {
+        name, waits_for, ..
+    } = detail.status;
+    print(&format!("{name}: done; it waits for {waits_for}\n"))
+}
+
+/// One request.
+pub(crate) struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    body: Bytes,
+}
+
+impl<'a> Ask<'a> {
+    pub(crate) fn get(path: &'a str) -> Self {
+        Self {
+            method: Method::GET,
+            path,
+            body: Bytes::new(),
+        }
+    }
+
+    pub(crate) fn post(path: &'a str, body: &[u8]) -> Self {
+        Self {
+            method: Method::POST,
+            path,
+            body: Bytes::copy_from_slice(body),
+        }
+    }
+}
+
+/// Asks the daemon and reads its answer whole.
+pub(crate) fn ask<Answer: DeserializeOwned>(
+    socket: &Socket,
+    ask: &Ask<'_>,
+) -> Result<Answer, Failure> {
+    runtime()?.block_on(async {
+        let answer = tokio::time::timeout(ANSWER_TIME, async {
+            let body = send(&socket.socket, ask).await?;
+            let body = http_body_util::Limited::new(body, ANSWER_BYTES_MAX);
+            let bytes = body.collect().await.map_err(|error| {
+                Failure::of(Exit::Failed, "reading the daemon's answer", error.as_ref())
+            })?;
+            Ok::<Bytes, Failure>(bytes.to_bytes())
+        });
+        let bytes = answer.await.map_err(|_| {
+            Failure::new(
+                Exit::Failed,
+                format!("the daemon did not answer within {} s", ANSWER_TIME.as_secs()),
+            )
+            .with_remedy("look at its log: journalctl -u reveille")
+        })??;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Failure::of(
+                Exit::Failed,
+                "understanding the daemon's answer",
+                &error,
+            )
+            .with_remedy("use the `reveille` of the daemon's own version; `systemctl restart reveille` after an upgrade")
+        })
+    })
+}
+
+/// Sends a request; the body of a good answer.
+pub(crate) async fn send(socket: &Path, ask: &Ask<'_>) -> Result<Incoming, Failure> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| no_connection(socket, &error))?;
+    let broken = |error: hyper::Error| {
+        Failure::of(
+            Exit::Failed,
+            "talking to the daemon over its control socket",
+            &error,
+        )
+    };
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(ask.method.clone())
+        .uri(ask.path)
+        .header(http::header::HOST, "reveille")
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(Full::new(ask.body.clone()))
+        .map_err(|error| Failure::of(Exit::Failed, "writing the request", &error))?;
+    let answer = sender.send_request(request).await.map_err(broken)?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer.into_body());
+    }
+    let bytes = answer.into_body().collect().await.map_err(broken)?;
+    Err(refused(status, &bytes.to_bytes()))
+}
+
+/// A runtime for one request.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::of(Exit::Failed, "starting the runtime", &error))
+}
+
+/// One JSON document, as people can read it too.
+pub(crate) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("our own shapes are always JSON") + "\n"
+}
+
+/// A table without frames: it survives `grep` and `awk`.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header.iter().map(|name| name.to_uppercase()));
+    table
+}
+
+/// A table as text.
+pub(crate) fn table_text(table: &Table) -> String {
+    let mut text = table.trim_fmt();
+    text.push('\n');
+    text
+}
+
+/// A moment as people read it.
+pub(crate) fn moment(at: Timestamp) -> String {
+    i64::try_from(at.millis())
+        .ok()
+        .and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok())
+        .map_or_else(|| at.millis().to_string(), |moment| format!("{moment:.0}"))
+}
+
+fn no_connection(socket: &Path, error: &std::io::Error) -> Failure {
+    let act = format!("connecting to the daemon at {}", socket.display());
+    match error.kind() {
+        ErrorKind::PermissionDenied => Failure::of(Exit::NotPermitted, act, error)
+            .with_remedy("run it as root, or join the group reveille"),
+        _ => Failure::of(Exit::Unreachable, act, error).with_remedy(
+            "start it with `systemctl start reveille`, or name its socket with --socket",
+        ),
+    }
+}
+
+fn refused(status: StatusCode, body: &[u8]) -> Failure {
+    let exit = match status {
+        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Exit::NotPermitted,
+        StatusCode::UNPROCESSABLE_ENTITY => Exit::Configuration,
+        _ => Exit::Failed,
+    };
+    match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => Failure {
+            exit,
+            causes: std::iter::once(problem.detail)
+                .chain(problem.causes)
+                .collect(),
+            remedy: problem.remedy,
+        },
+        Err(_) => Failure::new(exit, format!("the daemon answered {status}")),
+    }
+}
+
+fn is_terminal() -> bool {
+    use std::io::IsTerminal;
+    std::io::stdout().is_terminal()
+}
+
+fn status_text(status: &Status) -> String {
+    let mut text = format!("{}\n", status.sentence);
+    if let Some(refused) = &status.site.refused {
+        text += &format!(
+            "\nthe site changed at {} is refused; in force is the one loaded at {}:\n",
+            moment(refused.at),
+            moment(status.site.loaded)
+        );
+        for fault in &refused.faults {
+            text += &format!("  {fault}\n");
+        }
+    }
+    if !status.networks.is_empty() {
+        let mut networks = table(&["network", "link", "mode", "subnet", "machines", "leases"]);
+        for network in &status.networks {
+            networks.add_row([
+                network.name.to_string(),
+                network.link.clone(),
+                network.mode.clone(),
+                network.subnet.clone(),
+                network.nodes.to_string(),
+                network.leases.to_string(),
+            ]);
+        }
+        text += &format!("\n{}", table_text(&networks));
+    }
+    let (waiting, others): (Vec<_>, Vec<_>) =
+        status.nodes.iter().partition(|node| node.needs_person);
+    let shown: Vec<NodeStatus> = waiting
+        .into_iter()
+        .chain(others)
+        .take(NODES_SHOWN)
+        .cloned()
+        .collect();
+    if !shown.is_empty() {
+        text += &format!("\n{}", nodes_table(&shown));
+    }
+    if status.nodes.len() > shown.len() {
+        let more = status.nodes.len() - shown.len();
+        text += &format!("and {more} more; `reveille node list` shows all\n");
+    }
+    if !status.unlisted.is_empty() {
+        let mut unlisted = table(&["not listed", "network", "last heard"]);
+        for machine in &status.unlisted {
+            unlisted.add_row([
+                machine.mac.to_string(),
+                machine.network.to_string(),
+                moment(machine.last),
+            ]);
+        }
+        text += &format!("\n{}", table_text(&unlisted));
+    }
+    text
+}
+
+fn nodes_table(nodes: &[NodeStatus]) -> String {
+    let mut rows = table(&[
+        "name",
+        "state",
+        "next boot",
+        "address",
+        "profile",
+        "waits for",
+    ]);
+    for node in nodes {
+        rows.add_row([
+            node.name.to_string(),
+            node.state.clone(),
+            node.next_boot.clone(),
+            node.address.to_string(),
+            node.profile.to_string(),
+            node.waits_for.clone(),
+        ]);
+    }
+    table_text(&rows)
+}
+
+fn detail_text(detail: &NodeDetail) -> String {
+    let status = &detail.status;
+    let mut rows = Table::new();
+    rows.load_style(presets::NOTHING);
+    let mut row = |name: &str, value: String| {
+        rows.add_row([name.to_owned(), value]);
+    };
+    row("name", status.name.to_string());
+    row("host name", detail.hostname.clone());
+    row("state", status.state.clone());
+    row(
+        "next boot",
+        format!("{} ({})", status.next_boot, status.rule),
+    );
+    row("waits for", status.waits_for.clone());
+    row("profile", status.profile.to_string());
+    let cordoned = if status.cordoned { ", cordoned" } else { "" };
+    row("admission", format!("{}{cordoned}", status.admission));
+    for link in &detail.links {
+        let macs: Vec<String> = link.macs.iter().map(ToString::to_string).collect();
+        row(
+            "link",
+            format!("{} {} {}", link.network, link.address, macs.join(" ")),
+        );
+    }
+    for (name, value) in [
+        ("uuid", &detail.uuid),
+        ("serial", &detail.serial),
+        ("disk", &detail.disk),
+    ] {
+        if let Some(value) = value {
+            row(name, value.clone());
+        }
+    }
+    if let Some(at) = status.installed {
+        row("installed", moment(at));
+    }
+    if let Some(permit) = &detail.permit {
+        let state = if permit.open { "until" } else { "expired" };
+        row(
+            "may lose disk",
+            format!(
+                "{}, {state} {}, by {}",
+                permit.disk,
+                moment(permit.expires),
+                permit.by
+            ),
+        );
+    }
+    if let Some(attempt) = &detail.attempt {
+        let mut story = format!(
+            "{} at {} from {}",
+            attempt.number,
+            moment(attempt.started),
+            attempt.mac
+        );
+        if let Some(at) = attempt.released {
+            story += &format!(", config left {}", moment(at));
+        }
+        if let Some(report) = &attempt.report {
+            story += &format!(", reported {report}");
+        }
+        if let Some(words) = &attempt.failure {
+            story += &format!(": {words}");
+        }
+        row("attempt", story);
+    }
+    row(
+        "attempts",
+        format!(
+            "{} ever, {} without a success",
+            status.attempts, status.failed_attempts
+        ),
+    );
+    table_text(&rows)
+}

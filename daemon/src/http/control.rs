@@ -1,0 +1,509 @@
+//! The administrator's door: HTTP and JSON under `/api/v1`, on a Unix socket and, where the site asks
+//! for it, on a loopback TCP port.
+//!
+//! On the socket everybody may connect and the kernel says who they are: user 0 and members of one
+//! group may look and change, members of another may look, everybody else is told 403 and why. The
+//! site names the groups. On TCP a bearer token says the same as membership in the first. A handler
+//! that answers takes a [`Reader`] or a [`Changer`], and neither can be had without the right to it.
+//!
+//! Errors are problem documents (RFC 9457) with two members of our own: `causes`, one sentence
+//! each, and `remedy`.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use netboot::attempt::Fact;
+use netboot::event::{Event, Outcome};
+use netboot::net::{Digest, NodeName};
+use nix::unistd::{Group, Uid, User};
+use serde::{Deserialize, Serialize};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::controller::{NotWritten, now};
+use crate::serve::Bastion;
+use crate::status::{NodeDetail, NodeStatus, Status};
+
+/// Connections answered at once; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 64;
+const HEADER_TIME: Duration = Duration::from_secs(10);
+/// How long an answer under way may take once the daemon stops.
+const STOP_TIME: Duration = Duration::from_secs(2);
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Who asks, and what they may.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// For the ledger: a user's name, `uid 1234`, or `token`.
+    pub name: String,
+    /// What they may.
+    pub rights: Rights,
+}
+
+/// What a caller may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// Nothing; the text says how to be let in.
+    None(String),
+    /// Look.
+    Read,
+    /// Look and change.
+    Change,
+}
+
+/// A caller who may look.
+#[derive(Debug)]
+pub struct Reader;
+
+/// A caller who may change things, by name.
+#[derive(Debug)]
+pub struct Changer(pub String);
+
+/// A problem document.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// The kind of problem; always `about:blank`: the status says enough.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The status in words.
+    pub title: String,
+    /// The status.
+    pub status: u16,
+    /// What went wrong this time.
+    pub detail: String,
+    /// Why, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<String>,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The machines now listed.
+    pub nodes: usize,
+    /// The networks now served.
+    pub networks: usize,
+    /// The profiles now known.
+    pub profiles: usize,
+    /// Something in `site.yaml` changed that only a restart puts in force.
+    pub restart_needed: bool,
+}
+
+/// The words of a consent to lose a disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Consent {
+    /// Serial number of the disk that may be lost.
+    pub disk: String,
+    /// How long the consent holds.
+    pub seconds: u64,
+}
+
+/// The API, without the door it is reached through: whoever serves it adds a [`Caller`] to each request.
+pub fn api(bastion: Arc<Bastion>) -> Router {
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/nodes", get(nodes))
+        .route("/api/v1/nodes/{name}", get(node))
+        .route("/api/v1/nodes/{name}/approve", post(approve))
+        .route("/api/v1/nodes/{name}/reject", post(reject))
+        .route("/api/v1/nodes/{name}/cordon", post(cordon))
+        .route("/api/v1/nodes/{name}/uncordon", post(uncordon))
+        .route("/api/v1/nodes/{name}/reinstall", post(reinstall))
+        .route("/api/v1/artifacts", get(artifacts))
+        .route("/api/v1/reload", post(reload))
+        .fallback(|| async {
+            Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path")
+                .with_remedy("the README lists the paths under /api/v1")
+        })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path does not take that method",
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(bastion)
+}
+
+/// Binds the control socket, in place of one that a dead daemon left.
+///
+/// # Errors
+/// When a living daemon answers there, or the directory can't be written.
+pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory)?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            return Err(std::io::Error::other(
+                "another daemon answers on this socket; stop it first, or choose another --socket",
+            ));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // The kernel's word on the peer is the lock, so that a caller without rights is told why.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// Serves the API on the control socket until `stop`.
+///
+/// # Errors
+/// When the socket can't accept any more.
+pub async fn run(
+    listener: UnixListener,
+    api: Router,
+    groups: Groups,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            permit = Arc::clone(&room).acquire_owned() => permit.map_err(std::io::Error::other)?,
+        };
+        let stream = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted?.0,
+        };
+        let caller = groups.caller(&stream);
+        let (api, stop) = (api.clone().layer(Extension(caller)), stop.clone());
+        tokio::spawn(async move {
+            serve_connection(TokioIo::new(stream), api, stop).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Answers one connection; when the daemon stops, an answer under way may finish.
+pub(crate) async fn serve_connection<Stream>(stream: Stream, api: Router, stop: CancellationToken)
+where
+    Stream: hyper::rt::Read + hyper::rt::Write + Unpin,
+{
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .serve_connection(stream, TowerToHyperService::new(api));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = stop.cancelled() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(STOP_TIME, connection)
+                .await
+                .unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an administrator's connection ended early");
+    }
+}
+
+/// The two groups by number, as this host knows them; a group that doesn't exist has no members.
+#[derive(Debug)]
+pub struct Groups {
+    changers: Option<u32>,
+    readers: Option<u32>,
+    /// What a stranger is told.
+    how: String,
+}
+
+impl Groups {
+    /// Looks both up by name.
+    #[must_use]
+    pub fn look_up(changers: &str, readers: Option<&str>) -> Self {
+        let number = |name: &str| {
+            let group = Group::from_name(name).ok().flatten();
+            if group.is_none() {
+                tracing::info!(
+                    group = name,
+                    "no such group on this host; it lets nobody in"
+                );
+            }
+            group.map(|group| group.gid.as_raw())
+        };
+        let look = readers.map_or(String::new(), |group| format!(", or {group} (to look)"));
+        Self {
+            changers: number(changers),
+            readers: readers.and_then(number),
+            how: format!(
+                "run it as root, or have an administrator add you to the group {changers} (to look and change){look}"
+            ),
+        }
+    }
+
+    fn caller(&self, stream: &UnixStream) -> Caller {
+        let none = || Rights::None(self.how.clone());
+        let Ok(credentials) = stream.peer_cred() else {
+            return Caller {
+                name: "unknown".to_owned(),
+                rights: none(),
+            };
+        };
+        let uid = credentials.uid();
+        let mut groups = crate::sys::peer_groups(stream.as_fd()).unwrap_or_default();
+        groups.push(credentials.gid());
+        let member = |group: Option<u32>| group.is_some_and(|group| groups.contains(&group));
+        let rights = if uid == 0 || member(self.changers) {
+            Rights::Change
+        } else if member(self.readers) {
+            Rights::Read
+        } else {
+            none()
+        };
+        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+        Caller {
+            name: user.map_or_else(|| format!("uid {uid}"), |user| user.name),
+            rights,
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Reader {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let caller = caller(parts);
+        match caller.rights {
+            Rights::Read | Rights::Change => Ok(Self),
+            Rights::None(how) => Err(denied(&caller.name, "look", &how)),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Changer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let caller = caller(parts);
+        match caller.rights {
+            Rights::Change => Ok(Self(caller.name)),
+            Rights::Read => Err(denied(
+                &caller.name,
+                "change anything",
+                "your group may only look; ask root, or a member of the group that may change",
+            )),
+            Rights::None(how) => Err(denied(&caller.name, "change anything", &how)),
+        }
+    }
+}
+
+fn caller(parts: &Parts) -> Caller {
+    parts
+        .extensions
+        .get::<Caller>()
+        .cloned()
+        .unwrap_or_else(|| Caller {
+            name: "unknown".to_owned(),
+            rights: Rights::None("ask through the control socket".to_owned()),
+        })
+}
+
+fn denied(name: &str, what: &str, how: &str) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, format!("{name} may not {what} here")).with_remedy(how)
+}
+
+impl Problem {
+    /// A problem with its status and what went wrong.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self {
+            kind: "about:blank".to_owned(),
+            title: status
+                .canonical_reason()
+                .unwrap_or("Unknown status")
+                .to_owned(),
+            status: status.as_u16(),
+            detail: detail.into(),
+            causes: Vec::new(),
+            remedy: None,
+        }
+    }
+
+    /// Says what to do about it.
+    #[must_use]
+    pub fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        response
+    }
+}
+
+impl From<NotWritten> for Problem {
+    fn from(error: NotWritten) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+type Shared = State<Arc<Bastion>>;
+
+async fn status(_: Reader, State(bastion): Shared) -> Json<Status> {
+    Json(bastion.status())
+}
+
+async fn nodes(_: Reader, State(bastion): Shared) -> Json<Vec<NodeStatus>> {
+    let (site, now) = (bastion.controller.snapshot().load(), now());
+    let nodes = site.spec().nodes();
+    Json(nodes.map(|node| NodeStatus::of(&site, node, now)).collect())
+}
+
+async fn node(
+    _: Reader,
+    State(bastion): Shared,
+    name: axum::extract::Path<String>,
+) -> Result<Json<NodeDetail>, Problem> {
+    let name = node_name(&name)?;
+    detail(&bastion, &name).map(Json)
+}
+
+/// The digests that the site in force may serve.
+async fn artifacts(_: Reader, State(bastion): Shared) -> Json<BTreeSet<Digest>> {
+    let site = bastion.controller.snapshot().load();
+    let files = site.spec().profiles().flat_map(|profile| {
+        std::iter::once(profile.kernel.digest)
+            .chain(profile.initrds.iter().map(|initrd| initrd.digest))
+    });
+    Json(files.collect())
+}
+
+async fn approve(
+    by: Changer,
+    State(bastion): Shared,
+    name: axum::extract::Path<String>,
+) -> Result<Json<NodeDetail>, Problem> {
+    act(&bastion, &name, by, "approve", Event::Approved).await
+}
+
+async fn reject(
+    by: Changer,
+    State(bastion): Shared,
+    name: axum::extract::Path<String>,
+) -> Result<Json<NodeDetail>, Problem> {
+    act(&bastion, &name, by, "reject", Event::Rejected).await
+}
+
+async fn cordon(
+    by: Changer,
+    State(bastion): Shared,
+    name: axum::extract::Path<String>,
+) -> Result<Json<NodeDetail>, Problem> {
+    act(&bastion, &name, by, "cordon", Event::Cordoned).await
+}
+
+async fn uncordon(
+    by: Changer,
+    State(bastion): Shared,
+    name: axum::extract::Path<String>,
+) -> Result<Json<NodeDetail>, Problem> {
+    act(&bastion, &name, by, "uncordon", Event::Uncordoned).await
+}
+
+async fn reinstall(
+    by: Changer,
+    State(bastion): Shared,
+    name: axum::extract::Path<String>,
+    consent: Result<Json<Consent>, axum::extract::rejection::JsonRejection>,
+) -> Result<Json<NodeDetail>, Problem> {
+    let Json(consent) = consent.map_err(|refused| {
+        Problem::new(StatusCode::BAD_REQUEST, refused.body_text())
+            .with_remedy("send {\"disk\": SERIAL, \"seconds\": NUMBER} as application/json")
+    })?;
+    let Consent { disk, seconds } = consent;
+    let who = by.0.clone();
+    act(&bastion, &name, by, "reinstall", |node| {
+        Event::PermitGiven {
+            node,
+            disk,
+            seconds,
+            by: who,
+        }
+    })
+    .await
+}
+
+async fn reload(by: Changer, State(bastion): Shared) -> Result<Json<Reloaded>, Problem> {
+    bastion.reload(&by.0).await.map(Json)
+}
+
+/// Applies what a person wants of one machine; it is on disk before they are told.
+async fn act(
+    bastion: &Bastion,
+    name: &str,
+    by: Changer,
+    act: &'static str,
+    event: impl FnOnce(NodeName) -> Event,
+) -> Result<Json<NodeDetail>, Problem> {
+    let name = node_name(name)?;
+    // Also tells an unknown machine from a refusal.
+    detail(bastion, &name)?;
+    let event = event(name.clone());
+    let said = match &event {
+        Event::PermitGiven { disk, seconds, .. } => {
+            Some(format!("disk {disk} may be lost within {seconds} s"))
+        }
+        _ => None,
+    };
+    if let Outcome::Refused(why) = bastion.controller.apply(event).await? {
+        return Err(Problem::new(StatusCode::CONFLICT, why));
+    }
+    let Changer(by) = by;
+    tracing::info!(node = %name, %by, act, "a person acted");
+    let fact = Fact::Person {
+        act: act.into(),
+        by,
+        detail: said,
+    };
+    bastion.ledger.note(None, Some(&name), fact);
+    detail(bastion, &name).map(Json)
+}
+
+fn node_name(text: &str) -> Result<NodeName, Problem> {
+    text.parse().map_err(|malformed: netboot::net::Malformed| {
+        Problem::new(StatusCode::BAD_REQUEST, malformed.to_string())
+    })
+}
+
+fn detail(bastion: &Bastion, name: &NodeName) -> Result<NodeDetail, Problem> {
+    let site = bastion.controller.snapshot().load();
+    let node = site.spec().node(name).ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, format!("{name} is not listed"))
+            .with_remedy("`reveille node list` shows who is")
+    })?;
+    Ok(NodeDetail::of(&site, node, now()))
+}
