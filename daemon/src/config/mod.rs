@@ -154,8 +154,11 @@ fn inventory(source: &mut Source<'_>, site: &SiteFile, faults: &Faults) -> Inven
         let Some(tree) = yaml::parse(&text.text, text.place, faults) else {
             return;
         };
-        let Given::Good(place, file::Machines { machines: listed }) = read::read(&tree, faults)
-        else {
+        let given: Given<file::Machines> = read::read(&tree, faults);
+        if given.is_absent() {
+            faults.add(text.place, "", "", "is empty", "begin with `machines:`");
+        }
+        let Given::Good(place, file::Machines { machines: listed }) = given else {
             return;
         };
         if listed.is_absent() {
