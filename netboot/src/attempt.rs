@@ -5,6 +5,7 @@
 //! The shape is stored and sent as JSON, so fields are added, never renamed.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -157,4 +158,118 @@ pub enum TransferOutcome {
     Aborted,
     /// The client fell silent or too slow.
     TimedOut,
+}
+
+impl fmt::Display for Fact {
+    /// One line for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let more = |f: &mut fmt::Formatter<'_>, sign: &str, text: Option<&str>| match text {
+            Some(text) => write!(f, "{sign}{text}"),
+            None => Ok(()),
+        };
+        match self {
+            Self::Dhcp {
+                port,
+                message,
+                reply,
+                client,
+                address,
+                rule,
+                xid: _,
+            } => {
+                write!(f, "{message} of {client} answered with {reply}")?;
+                if let Some(address) = address {
+                    write!(f, " {address}")?;
+                }
+                if *port == 4011 {
+                    f.write_str(" on port 4011")?;
+                }
+                more(f, ", rule ", rule.as_deref())
+            }
+            Self::DhcpIgnored { message, reason } => {
+                write!(f, "{message} not answered: {}", reason.replace('_', " "))
+            }
+            Self::Transfer {
+                protocol,
+                file,
+                offset,
+                bytes,
+                size,
+                millis,
+                retransmits,
+                outcome,
+                digest: _,
+            } => {
+                write!(
+                    f,
+                    "{file} by {protocol}, {outcome}: {bytes} of {size} bytes"
+                )?;
+                if *offset > 0 {
+                    write!(f, " from {offset} on")?;
+                }
+                write!(f, " in {millis} ms")?;
+                match retransmits {
+                    0 => Ok(()),
+                    count => write!(f, ", {count} blocks sent again"),
+                }
+            }
+            Self::TransferRefused {
+                protocol,
+                file,
+                reason,
+            } => write!(
+                f,
+                "{file} by {protocol} refused: {}",
+                reason.replace('_', " ")
+            ),
+            Self::Script {
+                answer,
+                rule,
+                attempt,
+                reason,
+            } => {
+                write!(f, "script served: {answer}, rule {rule}")?;
+                if let Some(attempt) = attempt {
+                    write!(f, ", attempt {attempt}")?;
+                }
+                more(f, ": ", reason.as_deref())
+            }
+            Self::Config {
+                document,
+                attempt: _,
+                withheld,
+            } => match withheld {
+                Some(why) => write!(f, "{document} withheld: {why}"),
+                None => write!(f, "{document} released"),
+            },
+            Self::Report {
+                report,
+                detail,
+                taken,
+            } => {
+                write!(
+                    f,
+                    "reported {report}{}",
+                    if *taken { "" } else { ", not believed" }
+                )?;
+                more(f, ": ", detail.as_deref())
+            }
+            Self::Person { act, by, detail } => {
+                write!(f, "{act} by {by}")?;
+                more(f, ": ", detail.as_deref())
+            }
+            Self::Bastion { room, what } => write!(f, "{room}: {what}"),
+        }
+    }
+}
+
+impl fmt::Display for TransferOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Complete => "complete",
+            Self::SizeOnly => "size only",
+            Self::Aborted => "aborted",
+            Self::TimedOut => "timed out",
+        })
+    }
 }

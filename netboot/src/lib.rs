@@ -3,7 +3,8 @@
 //! One value, [`site::Site`], holds what the files want and what was seen. Its verbs:
 //! [`site::SiteSpec::new`] refuses a contradictory inventory; [`site::Site::decide`] says what a machine
 //! boots; [`site::Site::may_release`] says whether its config may leave; [`site::Site::apply`] turns an
-//! event into the next snapshot. None of them fails at run time, and none remembers an answer.
+//! event into the next snapshot; [`site::Site::explain`] says where a machine stands and why. None of
+//! them fails at run time, and none remembers an answer.
 //!
 //! Not here: sockets, files, clocks, threads, hashed collections, and the names of platforms.
 
@@ -23,3 +24,4 @@ pub mod release;
 pub mod site;
 pub mod spec;
 pub mod tftp;
+pub mod verdict;
