@@ -3,17 +3,28 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
 
-use daemon::config::check::{Kind, run, schema};
+use daemon::config::check::{Kind, schema};
+use tests::bastion::reveille;
 use tests::sample::{ARTIFACTS, repository, site, state};
 
 /// What the faulty site names rightly.
 const ON_THE_SHELF: [&str; 2] = ["debian-13/vmlinuz", "debian-13/initrd.img"];
 
-fn checked(site: &Path, state: &Path, json: bool) -> (u8, String) {
-    let mut out = Vec::new();
-    let code = run(site, state, json, &mut out).expect("memory takes every byte");
-    (code, String::from_utf8(out).expect("a verdict is text"))
+/// What the command prints and its exit code.
+fn checked(site: &Path, state: &Path, more: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(reveille());
+    command.arg("check").arg("--site").arg(site);
+    command.arg("--state").arg(state).args(more);
+    let output = command.output().expect("the command runs");
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).expect("a verdict is text");
+    (output.status.code(), text)
 }
 
 /// Compares with a committed file, or rewrites it where `UPDATE_GOLDEN` is set.
@@ -33,16 +44,16 @@ fn golden(path: &Path, text: &str) {
 #[test]
 fn the_sample_site_is_clean() {
     let state = state(&ARTIFACTS);
-    let verdict = checked(&site(), state.path(), false);
+    let verdict = checked(&site(), state.path(), &[]);
     let clean = "site lab: 3 networks, 3 machines, 4 profiles, no faults\n";
-    assert_eq!(verdict, (0, clean.to_owned()));
+    assert_eq!(verdict, (Some(0), clean.to_owned()));
 }
 
 #[test]
 fn every_seeded_fault_is_named_with_its_place_value_and_remedy() {
     let state = state(&ON_THE_SHELF);
-    let (code, text) = checked(Path::new("fixtures/faulty-site"), state.path(), false);
-    assert_eq!(code, 78);
+    let (code, text) = checked(Path::new("fixtures/faulty-site"), state.path(), &[]);
+    assert_eq!(code, Some(78));
     golden(Path::new("fixtures/faulty-site.txt"), &text);
 }
 
@@ -50,10 +61,10 @@ fn every_seeded_fault_is_named_with_its_place_value_and_remedy() {
 fn scripts_get_the_same_faults_as_people() {
     let state = state(&ON_THE_SHELF);
     let site = Path::new("fixtures/faulty-site");
-    let (code, json) = checked(site, state.path(), true);
-    let (_, text) = checked(site, state.path(), false);
+    let (code, json) = checked(site, state.path(), &["--json"]);
+    let (_, text) = checked(site, state.path(), &[]);
     let verdict: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!((code, &verdict["clean"]), (78, &false.into()));
+    assert_eq!((code, &verdict["clean"]), (Some(78), &false.into()));
     let faults = verdict["faults"].as_array().unwrap();
     assert!(faults.len() >= 12, "{}", faults.len());
     for fault in faults {
