@@ -42,6 +42,7 @@ use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt,
 use socket2::{Domain, Protocol, Socket, Type};
 
 use self::outbox::Outbox;
+use crate::config::TftpEngine;
 use crate::tftp_async;
 
 /// Datagrams heard by one system call. Requests are short; anything longer is cut and then refused.
@@ -63,16 +64,9 @@ pub struct LinkBinding {
     pub address: Ipv4Addr,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Engine {
-    #[default]
-    Builtin,
-    AsyncTftp,
-}
-
 #[derive(Debug, Clone)]
 pub struct Settings {
-    pub engine: Engine,
+    pub engine: TftpEngine,
     /// 69; a test without privileges takes another.
     pub port: u16,
     pub limits: Limits,
@@ -81,7 +75,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            engine: Engine::default(),
+            engine: TftpEngine::default(),
             port: 69,
             limits: Limits::default(),
         }
@@ -170,8 +164,8 @@ impl Server {
     ) -> Result<Self, StartError> {
         let address = SocketAddrV4::new(link.address, settings.port);
         let start = || match settings.engine {
-            Engine::Builtin => start_builtin(link, settings, source, reports),
-            Engine::AsyncTftp => {
+            TftpEngine::Builtin => start_builtin(link, settings, source, reports),
+            TftpEngine::AsyncTftp => {
                 let socket = bind(link, settings.port)?;
                 let (counters, running) =
                     tftp_async::start(link, socket, &settings.limits, source, reports)?;

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use daemon::tftp::{Answer, Engine, LinkBinding, Report, Server, Settings, Stage, TftpRequest};
+use daemon::config::TftpEngine;
+use daemon::tftp::{Answer, LinkBinding, Report, Server, Settings, Stage, TftpRequest};
 use netboot::tftp::{Limits, Outcome};
 use tests::netns::Netns;
 use tests::tftp::{Wish, fetch, fetch_all};
@@ -255,6 +256,21 @@ fn two_hundred_machines_at_once_are_all_served() {
 }
 
 #[test]
+fn a_link_too_narrow_for_its_blocks_still_carries_windows() {
+    let world = World::new(Settings::default());
+    let file = world.file("ipxe.efi", 300_000);
+    // The kernel refuses to cut a window into frames that do not fit, so each block goes out by itself.
+    world.host.ip("link set prov mtu 1000");
+    let wish = Wish::new(SERVER, "ipxe.efi")
+        .option("blksize", 1468)
+        .option("windowsize", 8);
+    for _ in 0..2 {
+        assert!(world.fetch(wish.clone()).unwrap().bytes == file);
+    }
+    assert_eq!(world.count("send_failed"), 0);
+}
+
+#[test]
 fn answers_come_from_the_address_and_link_that_were_asked() {
     let world = World::new(Settings::default());
     world.file("ipxe.efi", 5000);
@@ -334,7 +350,7 @@ fn a_transfer_is_told_from_start_to_end() {
 #[test]
 fn the_packaged_engine_serves_the_same_files() {
     let settings = Settings {
-        engine: Engine::AsyncTftp,
+        engine: TftpEngine::AsyncTftp,
         ..Settings::default()
     };
     let mut world = World::new(settings.clone());

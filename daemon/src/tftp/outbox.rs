@@ -81,7 +81,13 @@ impl Outbox {
             }
             let mut parcels = std::mem::take(&mut self.boxes[place]);
             if self.segmented {
-                parcels.retain(|parcel| !self.send_segmented(socket, parcel));
+                parcels.retain(|parcel| match self.send_segmented(socket, parcel) {
+                    Some(lost) => {
+                        failed += lost;
+                        false
+                    }
+                    None => true,
+                });
             }
             failed += self.send_batches(socket, &parcels);
             parcels.clear();
@@ -90,8 +96,9 @@ impl Outbox {
         failed
     }
 
-    /// Sends a window in one or two calls, or says that this must be done block by block.
-    fn send_segmented(&mut self, socket: &UdpSocket, parcel: &Parcel) -> bool {
+    /// Sends a window in one or two calls and says how many blocks were lost; none where this must be done
+    /// block by block.
+    fn send_segmented(&mut self, socket: &UdpSocket, parcel: &Parcel) -> Option<u64> {
         let Parcel::Blocks {
             peer,
             content,
@@ -100,13 +107,14 @@ impl Outbox {
             count,
         } = parcel
         else {
-            return false;
+            return None;
         };
         let segment = block_size + 4;
         let per_send = (SEGMENTED_OCTETS_MAX / usize::from(segment)).min(BATCH);
         if *count < 2 || per_send < 2 {
-            return false;
+            return None;
         }
+        let mut lost = 0;
         let peer = SockaddrIn::from(*peer);
         let blocks: Vec<u64> = (*first..*first + u64::from(*count)).collect();
         for run in blocks.chunks(per_send) {
@@ -132,17 +140,23 @@ impl Outbox {
                 )
             };
             match drained(socket, send) {
-                // A full queue or a route that is gone: the clock repeats what is lost.
-                Ok(_)
-                | Err(Errno::EAGAIN | Errno::ENETUNREACH | Errno::ENETDOWN | Errno::EHOSTUNREACH) =>
-                    {}
-                Err(_) => {
+                Ok(_) => {}
+                // No checksum in hardware, a block larger than a frame, a kernel without it.
+                Err(
+                    Errno::EIO
+                    | Errno::EINVAL
+                    | Errno::EMSGSIZE
+                    | Errno::EOPNOTSUPP
+                    | Errno::ENOPROTOOPT,
+                ) => {
                     self.segmented = false;
-                    return false;
+                    return None;
                 }
+                // A full queue or a route that is gone: the clock repeats what is lost.
+                Err(_) => lost += run.len() as u64,
             }
         }
-        true
+        Some(lost)
     }
 
     fn send_batches(&mut self, socket: &UdpSocket, parcels: &[Parcel]) -> u64 {
