@@ -17,7 +17,7 @@ use netboot::net::{LinkName, MacAddress};
 use netboot::tftp::Outcome;
 use tokio::sync::watch;
 
-use crate::config::{Settings, TftpEngine};
+use crate::config::Settings;
 use crate::controller::Controller;
 use crate::dhcp;
 use crate::ledger::Ledger;
@@ -186,10 +186,7 @@ impl Follower {
             ifindex: place.index,
             address: place.address,
         };
-        let engine = match settings.tftp_engine {
-            TftpEngine::Builtin => tftp::Engine::Builtin,
-            TftpEngine::AsyncTftp => tftp::Engine::AsyncTftp,
-        };
+        let engine = settings.tftp_engine;
         let http_port = settings.http_port;
         tftp::Server::start(
             &binding,
