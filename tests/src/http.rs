@@ -45,6 +45,8 @@ pub struct Bastion {
     pub commits: Arc<AtomicUsize>,
     /// While true, nothing can be written down.
     pub broken_disk: Arc<AtomicBool>,
+    /// While true, whatever is being written waits.
+    pub stuck_disk: Arc<AtomicBool>,
     pub directory: TempDir,
     /// Last: what runs in it is dropped before it.
     _runtime: tokio::runtime::Runtime,
@@ -59,7 +61,9 @@ impl Bastion {
         let path = directory.path().to_owned();
         let commits = Arc::new(AtomicUsize::new(0));
         let broken_disk = Arc::new(AtomicBool::new(false));
+        let stuck_disk = Arc::new(AtomicBool::new(false));
         let (counted, broken) = (Arc::clone(&commits), Arc::clone(&broken_disk));
+        let stuck = Arc::clone(&stuck_disk);
         let (http, controller, entries, depot, runtime) = netns.run(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
@@ -71,6 +75,9 @@ impl Bastion {
                 let depot = Depot::open(path.join("depot")).expect("a depot");
                 let spec = site(&depot);
                 let (controller, _) = Controller::start(Site::new(Arc::new(spec)), move |_, _| {
+                    while stuck.load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
                     if broken.load(Ordering::SeqCst) {
                         return Err("the disk is full".to_owned());
                     }
@@ -102,6 +109,7 @@ impl Bastion {
             depot,
             commits,
             broken_disk,
+            stuck_disk,
             directory,
             _runtime: runtime,
         }

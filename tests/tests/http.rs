@@ -238,6 +238,28 @@ fn an_answer_that_could_not_be_written_down_does_not_leave() {
 }
 
 #[test]
+fn a_disk_that_hangs_keeps_nobody_waiting() {
+    let limits = Limits {
+        write_time: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let bastion = Bastion::start(limits);
+    let machine = bastion.machine(IGNITION);
+    bastion.stuck_disk.store(true, Ordering::SeqCst);
+    let (status, text) = curl(&machine, &["-i", &script(IGNITION)]);
+    assert_eq!(status, 503, "{text}");
+    assert!(text.contains("Retry-After: 5\r\n"), "{text}");
+    let stranger = format!("{BASE}/boot/52-54-00-bb-00-09/script.ipxe");
+    assert_eq!(
+        curl(&machine, &[&stranger]).0,
+        200,
+        "what needs no disk is answered"
+    );
+    bastion.stuck_disk.store(false, Ordering::SeqCst);
+    assert_eq!(curl(&machine, &[&script(IGNITION)]).0, 200);
+}
+
+#[test]
 fn nobody_else_opens_a_machines_attempt_or_gets_its_config() {
     let bastion = Bastion::start(Limits::default());
     let machine = bastion.machine(IGNITION);

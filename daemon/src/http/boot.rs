@@ -20,6 +20,7 @@ use netboot::release::{Asker, Release, Withheld};
 use netboot::site::Site;
 use netboot::spec::{Network, Profile, Purpose};
 use sha2::Digest as _;
+use tokio::time::timeout;
 
 use super::wire::{Method, Request};
 use super::{Body, Origin, Refusal, Reply, Server, Told, artifact, report};
@@ -190,10 +191,10 @@ impl Server {
             Err(withheld) => return Ok(Err(withheld)),
             Ok(_) => {}
         }
-        match self.controller.apply(Event::ConfigAsked(asker)).await {
+        match self.apply(Event::ConfigAsked(asker)).await {
             Ok(Outcome::Config(answer)) => Ok(answer),
             Ok(other) => unexpected(&other),
-            Err(error) => not_written(&error),
+            Err(refusal) => Err(refusal),
         }
     }
 
@@ -253,10 +254,10 @@ impl Server {
             report::read(&request.query, body, purpose).ok_or(Refusal::ReportUnreadable)?;
         let word = report::word(&report);
         let event = Event::Reported { asker, report };
-        let answer = match self.controller.apply(event).await {
+        let answer = match self.apply(event).await {
             Ok(Outcome::Report(answer)) => answer,
             Ok(other) => return unexpected(&other),
-            Err(error) => return not_written(&error),
+            Err(refusal) => return Err(refusal),
         };
         let detail = answer.as_ref().err().map(Withheld::to_string);
         self.note(
@@ -271,6 +272,22 @@ impl Server {
             Ok(_) => Ok(Reply::text(200, "taken\n")),
             Err(_) => Err(Refusal::ReportWithheld),
         }
+    }
+
+    /// Puts an event on disk, or refuses in time. An event that is written later stands though its
+    /// answer never left: an attempt more, or a config that is released again.
+    async fn apply(&self, event: Event) -> Result<Outcome, Refusal> {
+        let limit = self.limits.write_time;
+        let applied = match timeout(limit, self.controller.apply(event)).await {
+            Ok(Ok(outcome)) => return Ok(outcome),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the disk took longer than {limit:?}"),
+        };
+        tracing::error!(
+            error = applied,
+            "an answer had to wait for the disk and did not leave"
+        );
+        Err(Refusal::NotWritten)
     }
 
     fn base(&self, origin: &Origin) -> String {
@@ -330,12 +347,7 @@ impl Script<'_> {
             serial: self.said.serial.clone(),
             token: digest_of(&token),
         };
-        match self
-            .server
-            .controller
-            .apply(Event::ScriptAsked(asked))
-            .await
-        {
+        match self.server.apply(Event::ScriptAsked(asked)).await {
             Ok(Outcome::Script(Some(ServedBoot {
                 profile,
                 disk,
@@ -347,7 +359,7 @@ impl Script<'_> {
             }
             Ok(Outcome::Script(_)) => Ok(None),
             Ok(other) => unexpected(&other),
-            Err(error) => not_written(&error),
+            Err(refusal) => Err(refusal),
         }
     }
 
@@ -516,9 +528,4 @@ fn unexpected<T>(outcome: &Outcome) -> Result<T, Refusal> {
         "the controller answered another question, report this"
     );
     Err(Refusal::Broken)
-}
-
-fn not_written<T>(error: &crate::controller::NotWritten) -> Result<T, Refusal> {
-    tracing::error!(%error, "an answer had to wait for the disk and did not leave");
-    Err(Refusal::NotWritten)
 }

@@ -13,6 +13,7 @@ use anyhow::Context;
 use ipnet::Ipv4Net;
 use netboot::net::LinkName;
 use netboot::site::Site;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -52,7 +53,8 @@ struct Place {
 
 /// Starts listening on every link that the site's networks name, as soon as the kernel has it.
 #[must_use]
-pub fn start(parts: Parts, links: watch::Receiver<Arc<Links>>) -> Http {
+pub fn start(mut parts: Parts, links: watch::Receiver<Arc<Links>>) -> Http {
+    parts.limits.connections_max = room_for(parts.limits.connections_max);
     let server = Arc::new(Server::new(parts));
     let state = Arc::new(Mutex::new(State::default()));
     let follower = Follower {
@@ -175,6 +177,27 @@ impl Follower {
         let accepting = accept(Arc::clone(&self.server), listener, place.clone(), tls);
         Ok(Listening(tokio::spawn(accepting)))
     }
+}
+
+/// As many connections as there are descriptors for: each may hold a socket and a file.
+fn room_for(connections: usize) -> usize {
+    /// For everything else of the daemon.
+    const ELSEWHERE: u64 = 256;
+    let wanted = connections as u64 * 2 + ELSEWHERE;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return connections;
+    };
+    let limit = wanted.max(soft).min(hard);
+    // Refused only to a process without the right to its own hard limit; then the soft one stands.
+    let limit = setrlimit(Resource::RLIMIT_NOFILE, limit, hard).map_or(soft, |()| limit);
+    let room = usize::try_from(limit.saturating_sub(ELSEWHERE) / 2).unwrap_or(usize::MAX);
+    if room < connections {
+        warn!(
+            room,
+            "fewer connections than wanted: raise LimitNOFILE to {wanted}"
+        );
+    }
+    room.min(connections)
 }
 
 /// The places to listen on now, and why some networks have none.

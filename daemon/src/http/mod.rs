@@ -57,6 +57,9 @@ pub struct Limits {
     /// For a request's head, and for a TLS handshake.
     pub head_time: Duration,
     pub body_time: Duration,
+    /// For what must be on disk before its answer leaves: Ignition waits ten seconds for an answer's
+    /// head (internal/resource/http.go).
+    pub write_time: Duration,
     /// Between two requests.
     pub idle_time: Duration,
     /// The same when three quarters of all connections are taken.
@@ -71,6 +74,7 @@ impl Default for Limits {
             connections_of_peer_max: 512,
             head_time: Duration::from_secs(10),
             body_time: Duration::from_secs(10),
+            write_time: Duration::from_secs(8),
             idle_time: Duration::from_secs(75),
             idle_time_crowded: Duration::from_secs(5),
             // A machine on a 10 Mbit/s line reads seventy times as fast.
