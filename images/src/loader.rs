@@ -3,8 +3,8 @@
 //!
 //! Debian keeps them in /usr/lib/ipxe, where `ipxe.efi` is a link into /boot; Fedora in
 //! /usr/share/ipxe, partly under `arm64-efi` and the like: those get the flat name
-//! `snponly-arm64.efi`. Loaders are under 2 MiB each; anything larger in there is an ISO or a USB
-//! image and is left alone.
+//! `snponly-arm64.efi`. Loaders there are under 2 MiB each; anything larger is an ISO or a USB image and
+//! is left alone. What an operator imports may be larger: Debian's signed GRUB has 4 MiB.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,7 +18,8 @@ use crate::depot::{Depot, DepotError};
 /// Where distributions keep their network boot programs; the first that has a file wins.
 pub const PACKAGE_DIRECTORIES: [&str; 2] = ["/usr/lib/ipxe", "/usr/share/ipxe"];
 
-const LOADER_BYTES_MAX: u64 = 2 * 1024 * 1024 - 1;
+const PACKAGED_BYTES_MAX: u64 = (2 << 20) - 1;
+const IMPORTED_BYTES_MAX: u64 = 16 << 20;
 const SUFFIXES: [&str; 5] = [".efi", ".kpxe", ".kkpxe", ".pxe", ".lkrn"];
 
 /// Loaders by file name (`snponly.efi`, `snponly-arm64.efi`).
@@ -45,7 +46,7 @@ impl Loaders {
     pub fn add_imported(&mut self, depot: &Depot) -> Result<(), DepotError> {
         for artifact in depot.list()? {
             if let Some(("loaders", file)) = artifact.name.as_str().split_once('/')
-                && let Some(bytes) = read_bounded(&depot.path(&artifact.digest))
+                && let Some(bytes) = read_bounded(&depot.path(&artifact.digest), IMPORTED_BYTES_MAX)
             {
                 self.0.insert(file.to_owned(), bytes);
             }
@@ -76,9 +77,9 @@ fn gather(directory: &Path, processor: Option<&str>, loaders: &mut BTreeMap<Stri
                 gather(&path, Some(processor), loaders);
             }
         } else if metadata.is_file()
-            && metadata.len() <= LOADER_BYTES_MAX
+            && metadata.len() <= PACKAGED_BYTES_MAX
             && let Some(suffix) = SUFFIXES.iter().find(|suffix| file.ends_with(**suffix))
-            && let Some(bytes) = read_bounded(&path)
+            && let Some(bytes) = read_bounded(&path, PACKAGED_BYTES_MAX)
         {
             let stem = file.trim_end_matches(suffix);
             let name = processor.map(|processor| format!("{stem}-{processor}{suffix}"));
@@ -87,14 +88,14 @@ fn gather(directory: &Path, processor: Option<&str>, loaders: &mut BTreeMap<Stri
     }
 }
 
-fn read_bounded(path: &Path) -> Option<Bytes> {
+fn read_bounded(path: &Path, most: u64) -> Option<Bytes> {
     let mut bytes = Vec::new();
     File::open(path)
         .ok()?
-        .take(LOADER_BYTES_MAX + 1)
+        .take(most + 1)
         .read_to_end(&mut bytes)
         .ok()?;
-    (!bytes.is_empty() && bytes.len() as u64 <= LOADER_BYTES_MAX).then(|| bytes.into())
+    (!bytes.is_empty() && bytes.len() as u64 <= most).then(|| bytes.into())
 }
 
 #[cfg(test)]
