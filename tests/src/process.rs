@@ -23,6 +23,8 @@ pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
     timeline: Timeline,
+    /// The line of the timeline from which on it speaks.
+    first: usize,
     ended: Option<ExitStatus>,
 }
 
@@ -49,6 +51,7 @@ impl Process {
         let twin = writer.try_clone().expect("a second end of the pipe");
         command.stdin(Stdio::piped()).stdout(writer).stderr(twin);
         timeline.note(LAB, format!("{name} started: {}", said(&command)));
+        let first = timeline.begin(name);
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("starting {name} ({}): {error}", said(&command)));
@@ -62,6 +65,7 @@ impl Process {
             child,
             stdin,
             timeline: timeline.clone(),
+            first,
             ended: None,
         }
     }
@@ -90,8 +94,19 @@ impl Process {
         }
     }
 
+    /// The first line it printed that holds `pattern`, waited for.
+    ///
+    /// # Panics
+    /// With the whole story, when the limit passes or the process ends without having said it.
     pub fn wait_for(&self, pattern: &str, limit: Duration) -> Line {
-        self.timeline.wait_for(&self.name, pattern, limit)
+        self.try_wait_for(pattern, 1, limit)
+            .unwrap_or_else(|reason| panic!("{reason}\n{}", self.timeline.told()))
+    }
+
+    /// The `nth` line it printed that holds `pattern`, or why there is none.
+    pub fn try_wait_for(&self, pattern: &str, nth: usize, limit: Duration) -> Result<Line, String> {
+        self.timeline
+            .wait_for(&self.name, self.first, pattern, nth, limit)
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -232,9 +247,9 @@ mod tests {
         let timeline = Timeline::default();
         let mut shell = command("printf");
         shell.arg(r"\033[2J\033[01;01HSeaBIOS\r\033[0miPXE\n");
-        let _process = Process::start(&timeline, "node", shell);
-        assert_eq!(timeline.wait_for("node", "SeaBIOS", LIMIT).text, "SeaBIOS");
-        assert_eq!(timeline.wait_for("node", "iPXE", LIMIT).text, "iPXE");
+        let process = Process::start(&timeline, "node", shell);
+        assert_eq!(process.wait_for("SeaBIOS", LIMIT).text, "SeaBIOS");
+        assert_eq!(process.wait_for("iPXE", LIMIT).text, "iPXE");
     }
 
     #[test]
@@ -242,13 +257,25 @@ mod tests {
         let timeline = Timeline::default();
         let mut process = Process::start(&timeline, "node", command("true"));
         assert!(process.wait(LIMIT).success());
-        let reason = timeline
-            .try_wait_for_nth("node", "never said", 1, Duration::from_secs(3600))
+        let reason = process
+            .try_wait_for("never said", 1, Duration::from_secs(3600))
             .unwrap_err();
         assert_eq!(
             reason,
             "node ended without \"never said\" (wanted 1, saw 0)"
         );
+    }
+
+    #[test]
+    fn what_a_process_said_in_an_earlier_life_does_not_count() {
+        let timeline = Timeline::default();
+        let mut shell = command("echo");
+        shell.arg("once");
+        let mut first = Process::start(&timeline, "node", shell);
+        first.wait_for("once", LIMIT);
+        first.wait(LIMIT);
+        let second = Process::start(&timeline, "node", command("true"));
+        assert!(second.try_wait_for("once", 1, LIMIT).is_err());
     }
 
     #[test]
@@ -260,6 +287,7 @@ mod tests {
         process.wait_for("child", LIMIT);
         // The pipe ends only when every process that holds its writing end is gone, so the end of the output is the proof.
         drop(process);
-        timeline.wait_for(LAB, "family ended", LIMIT);
+        let ended = timeline.wait_for(LAB, 0, "family ended", 1, LIMIT);
+        ended.unwrap();
     }
 }

@@ -56,6 +56,8 @@ pub struct Hardware {
     pub mac: String,
     pub memory_mib: u32,
     pub cable: Cable,
+    /// A disk with its serial number, after the network in the boot order.
+    pub disk: Option<(PathBuf, &'static str)>,
 }
 
 impl Hardware {
@@ -67,6 +69,7 @@ impl Hardware {
             mac: mac(number),
             memory_mib: 512,
             cable: Cable::Tap(format!("tap{number}")),
+            disk: None,
         }
     }
 
@@ -111,6 +114,16 @@ impl Hardware {
                     &format!("vde,id=n0,sock={},port={port}", switch.display()),
                 ]);
             }
+        }
+        if let Some((file, serial)) = &self.disk {
+            qemu.args([
+                "-drive",
+                &format!("if=none,id=d0,format=raw,file={}", file.display()),
+            ]);
+            qemu.args([
+                "-device",
+                &format!("virtio-blk-pci,drive=d0,serial={serial},bootindex=1"),
+            ]);
         }
         let rom = if self.firmware == Firmware::Bios {
             ""
@@ -177,7 +190,7 @@ impl Hardware {
 }
 
 impl Machine {
-    /// Waits for a line on the serial console; `limit` is five times what an idle machine takes from power-on.
+    /// Waits for a line on the serial console.
     pub fn wait_for(&self, pattern: &str) -> Line {
         self.process.wait_for(pattern, self.firmware.patience())
     }
@@ -189,12 +202,12 @@ impl Machine {
 }
 
 impl Firmware {
-    /// Five times the time that an idle machine of two cores needs from power-on to the end of its init.
+    /// Ten times what two idle cores need from power-on to the end of init: the machine that runs the tests may be busy.
     pub fn patience(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Bios => 45,
-            Self::UefiPxe | Self::UefiHttp => 100,
-            Self::UbootArm64 => 30,
+            Self::Bios => 90,
+            Self::UefiPxe | Self::UefiHttp => 180,
+            Self::UbootArm64 => 60,
             Self::UefiArm64 => 300,
         })
     }
@@ -203,4 +216,24 @@ impl Firmware {
 /// The address of a laboratory's machine.
 pub fn mac(number: u8) -> String {
     format!("52:54:00:aa:00:{number:02x}")
+}
+
+/// What a machine with BIOS says on its serial line when it starts the disk of `bootable_disk`.
+pub const DISK_BOOTED: &str = "the disk boots";
+
+/// Writes a disk image whose boot sector says `DISK_BOOTED` on the first serial port and halts.
+pub fn bootable_disk(path: &std::path::Path) {
+    // 7c00 xor ax, ax; mov ds, ax; mov si, 7c15; mov dx, 3f8
+    // 7c0a lodsb; test al, al; jz 7c12; out dx, al; jmp 7c0a
+    // 7c12 hlt; jmp 7c12; then the text
+    let code = [
+        0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x15, 0x7c, 0xba, 0xf8, 0x03, 0xac, 0x84, 0xc0, 0x74, 0x03,
+        0xee, 0xeb, 0xf8, 0xf4, 0xeb, 0xfd,
+    ];
+    let mut image = vec![0; 1 << 20];
+    let text = format!("{DISK_BOOTED}\r\n");
+    image[..code.len()].copy_from_slice(&code);
+    image[code.len()..code.len() + text.len()].copy_from_slice(text.as_bytes());
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    fs::write(path, image).expect("a disk image can be written");
 }

@@ -40,6 +40,7 @@ pub fn rehearsed(name: &str) -> Hardware {
         mac: mac(number),
         memory_mib: 512,
         cable,
+        disk: None,
     }
 }
 

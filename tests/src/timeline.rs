@@ -63,6 +63,13 @@ impl Timeline {
         self.shared.1.notify_all();
     }
 
+    /// Says that `who` begins anew, and from which line on it speaks: a machine may be powered on twice.
+    pub fn begin(&self, who: &str) -> usize {
+        let mut story = self.story();
+        story.ended.retain(|ended| ended != who);
+        story.lines.len()
+    }
+
     /// Says that nothing more will come from `who`, so that nobody waits for it in vain.
     pub fn end(&self, who: &str) {
         self.note(LAB, format!("{who} ended"));
@@ -80,29 +87,11 @@ impl Timeline {
             .collect()
     }
 
-    /// The first line of `who` that holds `pattern`, waited for.
-    ///
-    /// # Panics
-    /// With the whole story, when the limit passes or `who` ends without having said it.
-    pub fn wait_for(&self, who: &str, pattern: &str, limit: Duration) -> Line {
-        self.wait_for_nth(who, pattern, 1, limit)
-    }
-
-    /// The `nth` (counted from one) line of `who` that holds `pattern`, waited for.
-    ///
-    /// # Panics
-    /// As `wait_for` does.
-    pub fn wait_for_nth(&self, who: &str, pattern: &str, nth: usize, limit: Duration) -> Line {
-        match self.try_wait_for_nth(who, pattern, nth, limit) {
-            Ok(line) => line,
-            Err(reason) => panic!("{reason}\n{}", self.told()),
-        }
-    }
-
-    /// As `wait_for_nth`, with the reason in words instead of a panic.
-    pub fn try_wait_for_nth(
+    /// The `nth` (counted from one) line of `who` from line `first` on that holds `pattern`, waited for; or why not.
+    pub fn wait_for(
         &self,
         who: &str,
+        first: usize,
         pattern: &str,
         nth: usize,
         limit: Duration,
@@ -110,7 +99,7 @@ impl Timeline {
         let deadline = Instant::now() + limit;
         let mut story = self.story();
         // A line once looked at is not looked at again: a kernel's boot log is long.
-        let (mut looked_at, mut found) = (0, 0);
+        let (mut looked_at, mut found) = (first, 0);
         loop {
             for line in &story.lines[looked_at..] {
                 if line.who == who && line.text.contains(pattern) {
@@ -121,21 +110,17 @@ impl Timeline {
                 }
             }
             looked_at = story.lines.len();
+            let seen = format!("wanted {nth}, saw {found}");
             if story.ended.iter().any(|ended| ended == who) {
-                return Err(format!(
-                    "{who} ended without {pattern:?} (wanted {nth}, saw {found})"
-                ));
+                return Err(format!("{who} ended without {pattern:?} ({seen})"));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(format!(
-                    "{who} did not say {pattern:?} within {limit:?} (wanted {nth}, saw {found})"
+                    "{who} did not say {pattern:?} within {limit:?} ({seen})"
                 ));
             }
-            story = self
-                .shared
-                .1
-                .wait_timeout(story, left)
+            story = (self.shared.1.wait_timeout(story, left))
                 .expect("no holder of the story panics")
                 .0;
         }
