@@ -16,4 +16,5 @@ pub mod site;
 pub mod tftp;
 pub mod timeline;
 pub mod uml;
+pub mod wire;
 pub mod world;

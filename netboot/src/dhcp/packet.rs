@@ -149,6 +149,10 @@ impl<'a> Request<'a> {
         };
         request.requested = request.address(50)?;
         request.server = request.address(54)?;
+        // It goes back whole, so it may not fill the reply; no relay needs more than one piece.
+        if request.option(82).is_some_and(|relay| relay.len() > 255) {
+            return Err(Malformed::OptionLength);
+        }
         Ok(request)
     }
 
