@@ -47,7 +47,10 @@ pub fn read(name: &str) -> Vec<Captured> {
     while at + 16 <= bytes.len() {
         let length = u32::from_le_bytes(bytes[at + 8..at + 12].try_into().expect("four bytes"));
         at += 16;
-        let frame = &bytes[at..at + length as usize];
+        // tcpdump may be in the middle of writing the last one.
+        let Some(frame) = bytes.get(at..at + length as usize) else {
+            break;
+        };
         at += length as usize;
         let packet = SlicedPacket::from_ethernet(frame).expect("a frame");
         let Some(TransportSlice::Udp(udp)) = packet.transport else {

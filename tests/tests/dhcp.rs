@@ -36,13 +36,25 @@ fn plug(server: &Netns, link: &str, client: &Netns, client_mac: &str) {
     client.ip(&format!("link set eth0 address {client_mac} up"));
 }
 
-/// What a client says that is given half a minute, with scratch directories and a host name of its own.
+/// What a client says that is given half a minute, with scratch directories, a host name and processes of its own.
 fn client(netns: &Netns, command: &str) -> String {
     let script = format!(
         "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mkdir -p /var/lib/dhcp /var/lib/dhcpcd && ({command}) 2>&1"
     );
+    // A client that stays behind dies with the shell, which is the first process of its own namespace.
     let arguments = [
-        "--mount", "--uts", "--", "timeout", "30", "sh", "-c", &script,
+        "--mount",
+        "--uts",
+        "--pid",
+        "--fork",
+        "--kill-child=KILL",
+        "--mount-proc",
+        "--",
+        "timeout",
+        "30",
+        "sh",
+        "-c",
+        &script,
     ];
     netns
         .try_output("unshare", &arguments)

@@ -117,10 +117,18 @@ fn mutate(chance: &mut Chance, bytes: &mut Vec<u8>) {
     }
 }
 
+/// How far a packet came.
+#[derive(PartialEq)]
+enum Depth {
+    Refused,
+    Read,
+    Answered,
+}
+
 /// The rules that hold for every answer.
-fn judge(site: &Site, mode: Mode, bytes: &[u8], heard: Heard) {
+fn judge(site: &Site, mode: Mode, bytes: &[u8], heard: Heard) -> Depth {
     let Ok(request) = Request::parse(bytes) else {
-        return;
+        return Depth::Refused;
     };
     let now = Timestamp::from_millis(1_000);
     let (mut reply, mut again) = (Vec::new(), vec![9; 77]);
@@ -128,7 +136,7 @@ fn judge(site: &Site, mode: Mode, bytes: &[u8], heard: Heard) {
     let twin = answer(site, &link(), &request, heard, now, &mut again);
     assert_eq!(format!("{:?}", told.verdict), format!("{:?}", twin.verdict));
     let Verdict::Reply(verdict) = told.verdict else {
-        return;
+        return Depth::Read;
     };
     assert_eq!(reply, again, "one question has one answer");
     assert_ne!(mode, Mode::Off, "an unserved network is silent");
@@ -159,6 +167,7 @@ fn judge(site: &Site, mode: Mode, bytes: &[u8], heard: Heard) {
     {
         assert_eq!(last_option(&reply), 82, "option 82 is the last one");
     }
+    Depth::Answered
 }
 
 fn given(
@@ -219,7 +228,7 @@ fn whatever_comes_in_the_answer_is_one_the_protocol_allows() {
         .map(|message| message.bytes)
         .collect();
     let sites = MODES.map(site);
-    let mut sound = 0;
+    let (mut read, mut answered) = (0, 0);
     for seed in 0..rounds {
         let mut chance = Chance::new(seed);
         let bytes = hostile(&mut chance, &captured);
@@ -233,16 +242,18 @@ fn whatever_comes_in_the_answer_is_one_the_protocol_allows() {
             unicast: chance.happens(30),
             chainloads: chance.below(9) as u8,
         };
-        sound += u64::from(Request::parse(&bytes).is_ok());
         let judged = std::panic::catch_unwind(|| judge(&sites[which], MODES[which], &bytes, heard));
-        assert!(
-            judged.is_ok(),
-            "seed {seed}, mode {:?}: {bytes:02x?}",
-            MODES[which]
-        );
+        let Ok(depth) = judged else {
+            panic!("seed {seed}, mode {:?}: {bytes:02x?}", MODES[which])
+        };
+        read += u64::from(depth != Depth::Refused);
+        answered += u64::from(depth == Depth::Answered);
     }
     // Hostile bytes that never get past the first check would test nothing.
-    assert!(sound > rounds / 4, "only {sound} of {rounds} were read");
+    assert!(
+        read > rounds / 3 && answered > rounds / 10,
+        "{read} read, {answered} answered"
+    );
 }
 
 #[test]
