@@ -4,8 +4,9 @@
 //! The facts are evidence, not memory: a full queue drops them and counts the drops, a crash may lose the
 //! last second, and a database that can't be opened is moved aside and begun anew.
 //!
-//! A chunk is some 16 KiB of JSON lines under a big-endian number, whoever they speak of, so that a storm
-//! costs a few writes a second and not one for each machine. An index in memory knows which chunks speak
+//! A chunk is some 64 KiB of JSON lines, packed by LZ4 under a big-endian number, whoever they speak of: a
+//! storm costs a few writes a second and not one for each machine, and sled, which takes about twice as
+//! much memory as it holds, holds little. An index in memory knows which chunks speak
 //! of which node. When the chunks outgrow their bound the oldest is dropped, but lines that are still
 //! among the latest of their node move to the newest chunk: a machine that booted once, long ago, keeps its
 //! story while a noisy one overwrites its own. Machines that are not listed share one bounded part.
@@ -31,8 +32,8 @@ pub const HISTORY_MAX: usize = 2560;
 /// Entries that may wait for somebody who follows.
 const FOLLOW_MAX: usize = 4096;
 /// A chunk is closed when it has grown to this.
-const CHUNK_BYTES: usize = 16 * 1024;
-/// All chunks together.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// All chunks together, unpacked; a tenth of it on disk.
 const TOTAL_BYTES: usize = 48 << 20;
 /// Entries a node may note in one minute: one attempt. Beyond it they are dropped and counted.
 const NODE_MINUTE_MAX: u32 = 256;
@@ -46,6 +47,8 @@ const CARRY_MAX: usize = 8 * CHUNK_BYTES;
 const GATHER: Duration = Duration::from_millis(20);
 /// Between two writes.
 const WRITE_PAUSE: Duration = Duration::from_millis(500);
+/// Chunks in one batch.
+const BATCH: usize = 16;
 /// sled's cache for the ledger.
 const CACHE_BYTES: u64 = 2 << 20;
 
@@ -219,7 +222,11 @@ fn write_book(shared: &Shared) {
         .iter()
         .map(|(key, text)| (*key, text.is_some()))
         .collect();
-    match engine.write(pairs).and_then(|()| engine.sync()) {
+    // Each batch stays in memory as a whole, and chunks owe each other nothing.
+    let written = pairs
+        .chunks(BATCH)
+        .try_for_each(|pairs| engine.write(pairs.iter().cloned()));
+    match written.and_then(|()| engine.sync()) {
         Ok(()) => shared.book().forget_written(&numbers),
         Err(error) => {
             tracing::warn!(%error, "the ledger can't be written; it is kept in memory only, and little of it");
@@ -308,11 +315,7 @@ impl Source {
             let text = match (place, &self.engine) {
                 (Place::Memory(text), _) => text,
                 // A chunk that can't be read, or was dropped since, is evidence lost and no more.
-                (Place::Disk(number), Some(engine)) => engine
-                    .get(&number.to_be_bytes())
-                    .ok()
-                    .flatten()
-                    .unwrap_or_default(),
+                (Place::Disk(number), Some(engine)) => unpacked(engine, number),
                 (Place::Disk(_), None) => continue,
             };
             let lines = text.split(|byte| *byte == b'\n').rev();
@@ -362,12 +365,13 @@ impl Book {
             let Ok(number) = key.try_into().map(u64::from_be_bytes) else {
                 return;
             };
+            let text = unpack(value);
             let mut last = Timestamp::default();
-            for line in lines_of(value) {
+            for line in lines_of(&text) {
                 last = last.max(line.at);
                 book.mention(number, line.node);
             }
-            book.keep(number, value.len(), last);
+            book.keep(number, text.len(), last);
             book.tail.number = number + 1;
         })?;
         book.engine = Some(Arc::new(engine));
@@ -499,7 +503,7 @@ impl Book {
     fn text_of(&self, number: u64) -> Option<Vec<u8>> {
         match self.unwritten.iter().find(|(closed, _)| *closed == number) {
             Some((_, text)) => text.clone(),
-            None => self.engine.as_ref()?.get(&number.to_be_bytes()).ok()?,
+            None => Some(unpacked(self.engine.as_ref()?, number)),
         }
     }
 
@@ -507,10 +511,10 @@ impl Book {
     fn unwritten(&mut self) -> (Option<Arc<Engine>>, Vec<Pair>) {
         let closed = self.unwritten.iter();
         let mut pairs: Vec<_> = closed
-            .map(|(number, text)| (number.to_be_bytes(), text.clone()))
+            .map(|(number, text)| (number.to_be_bytes(), text.as_deref().map(pack)))
             .collect();
         if std::mem::take(&mut self.tail.changed) {
-            pairs.push((self.tail.number.to_be_bytes(), Some(self.tail.text.clone())));
+            pairs.push((self.tail.number.to_be_bytes(), Some(pack(&self.tail.text))));
         }
         (self.engine.clone(), pairs)
     }
@@ -557,6 +561,24 @@ impl Book {
     }
 }
 
+fn pack(text: &[u8]) -> Vec<u8> {
+    lz4_flex::block::compress_prepend_size(text)
+}
+
+/// The text of a chunk; none of it when it is damaged. The size that a damaged one names is not believed.
+fn unpack(packed: &[u8]) -> Vec<u8> {
+    let size = packed.first_chunk().map(|size| u32::from_le_bytes(*size));
+    if size.is_none_or(|size| size as usize > 4 * CHUNK_BYTES) {
+        return Vec::new();
+    }
+    lz4_flex::block::decompress_size_prepended(packed).unwrap_or_default()
+}
+
+fn unpacked(engine: &Engine, number: u64) -> Vec<u8> {
+    let packed = engine.get(&number.to_be_bytes()).ok().flatten();
+    packed.map(|packed| unpack(&packed)).unwrap_or_default()
+}
+
 fn lines_of(text: &[u8]) -> impl Iterator<Item = Line> + '_ {
     text.split(|byte| *byte == b'\n')
         .filter_map(|line| serde_json::from_slice(line).ok())
@@ -566,7 +588,7 @@ fn lines_of(text: &[u8]) -> impl Iterator<Item = Line> + '_ {
 mod tests {
     use super::*;
 
-    const TEST_BYTES: usize = 1 << 20;
+    const TEST_BYTES: usize = 2 << 20;
 
     fn name(text: &str) -> NodeName {
         text.parse().unwrap()

@@ -17,13 +17,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daemon::controller::{Controller, now};
+use daemon::ledger::Ledger;
 use daemon::store::{Opened, Store, StoreError, export, exports, import};
+use netboot::attempt::Fact;
 use netboot::event::{Event, LeaseAsked, Outcome, ScriptAsked};
 use netboot::loader::{Architecture, Client};
 use netboot::net::{Digest, MacAddress, NodeName};
 use netboot::node::{NodeLink, NodeRecord, NodeSpec, Report};
 use netboot::release::Asker;
-use netboot::site::Site;
+use netboot::site::{Memory, Site};
 use netboot::spec::{Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec};
 
 const NODES: u8 = 12;
@@ -82,10 +84,7 @@ fn the_child_commits_until_it_is_killed() {
         mut store, memory, ..
     } = Store::open(Path::new(&dir)).unwrap();
     let site = Site::restore(Arc::clone(&spec), memory);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    runtime().block_on(async {
         let (controller, _writer) = Controller::start(site, move |site, changes| {
             store
                 .commit(site, changes)
@@ -481,6 +480,119 @@ fn the_child_fills_its_disk() {
     }
     drop(store);
     assert_same(&open_whole(dir, &spec), &applied.site);
+}
+
+#[test]
+fn ten_thousand_records_and_a_full_ledger_open_at_once_and_stay_small() {
+    let (used, spec, site) = used_store();
+    drop(used);
+    let dir = tempfile::tempdir().unwrap();
+    let record = NodeRecord::clone(site.records().next().unwrap().1);
+    let records = many().map(|name| (name, record.clone())).collect();
+    let memory = Memory {
+        generation: 10,
+        records,
+        ..Memory::default()
+    };
+    let file = export::write(dir.path(), &Site::restore(spec, memory)).unwrap();
+    import(dir.path(), &file).unwrap();
+    fill_ledger(dir.path());
+    let output = child("the_child_opens_ten_thousand_records", dir.path())
+        .wait_with_output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let number = |word: &str| -> u64 {
+        let line = said.lines().find_map(|line| line.strip_prefix(word));
+        line.unwrap_or_else(|| panic!("{said}"))
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    assert_eq!(number("records"), 10_000);
+    assert!(number("history") > 2, "{said}");
+    // Of the processor's, so that a busy machine does not count.
+    assert!(number("millis") < 1000, "{said}");
+    assert!(
+        number("kib") < 48 * 1024,
+        "of 64 MiB for the whole daemon: {said}"
+    );
+}
+
+#[test]
+#[ignore = "the child of ten_thousand_records_and_a_full_ledger_open_at_once_and_stay_small"]
+fn the_child_opens_ten_thousand_records() {
+    let Some(dir) = std::env::var_os(CHILD_STATE) else {
+        return;
+    };
+    let opened = Store::open(Path::new(&dir)).unwrap();
+    println!("millis {}", cpu_millis());
+    println!("records {}", opened.memory.records.len());
+    let site = Site::restore(Arc::default(), opened.memory);
+    runtime().block_on(async {
+        let (ledger, entries) = Ledger::channel();
+        let writer = ledger.start_writer(entries, Path::new(&dir));
+        let mut heard = ledger.follow();
+        let name = many().next().unwrap();
+        ledger.note(None, Some(&name), fact());
+        // The writer takes an entry only once it has read what was there.
+        heard.recv().await.unwrap();
+        println!("history {}", ledger.history(&name).len());
+        drop(ledger);
+        writer.await.unwrap();
+    });
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    println!("kib {}", line.unwrap().trim_end_matches("kB").trim());
+    assert_eq!(site.records().count(), 10_000);
+}
+
+/// What this process has used so far: fields 14 and 15 of proc(5)'s stat, in hundredths of a second.
+fn cpu_millis() -> u64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let (_, after_name) = stat.rsplit_once(')').unwrap();
+    let fields = after_name.split_whitespace().skip(11).take(2);
+    fields.map(|field| field.parse::<u64>().unwrap() * 10).sum()
+}
+
+/// As many entries as the ledger keeps, of ten thousand machines.
+fn fill_ledger(dir: &Path) {
+    runtime().block_on(async {
+        let (ledger, entries) = Ledger::channel();
+        let writer = ledger.start_writer(entries, dir);
+        for _ in 0..25 {
+            for (index, name) in many().enumerate() {
+                ledger.note(None, Some(&name), fact());
+                if index % 1000 == 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        }
+        drop(ledger);
+        writer.await.unwrap();
+    });
+}
+
+fn fact() -> Fact {
+    Fact::Dhcp {
+        port: 67,
+        message: "DISCOVER".into(),
+        reply: "OFFER".into(),
+        client: Client::Pxe(Architecture::BIOS),
+        xid: 7,
+        address: Some(Ipv4Addr::new(10, 107, 0, 11)),
+        rule: Some("firmware-needs-loader".into()),
+    }
+}
+
+fn many() -> impl Iterator<Item = NodeName> {
+    (0..10_000).map(|number| format!("machine-{number:05}").parse().unwrap())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap()
 }
 
 fn fill(path: &Path) {
