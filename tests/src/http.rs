@@ -55,6 +55,11 @@ pub struct Bastion {
 impl Bastion {
     /// A bastion on link `eth0` of a namespace of its own, listening.
     pub fn start(limits: Limits) -> Self {
+        Self::of(limits, |_| {})
+    }
+
+    /// The same, on a site that was changed before it was checked.
+    pub fn of(limits: Limits, change: impl FnOnce(&mut SiteParts) + Send + 'static) -> Self {
         let netns = Netns::new();
         netns.bridge("eth0", SERVER, 16);
         let directory = tempfile::tempdir().expect("a directory");
@@ -73,7 +78,9 @@ impl Bastion {
             let (ledger, entries) = Ledger::channel();
             let (http, controller, depot) = runtime.block_on(async {
                 let depot = Depot::open(path.join("depot")).expect("a depot");
-                let spec = site(&depot);
+                let mut parts = site(&depot);
+                change(&mut parts);
+                let spec = SiteSpec::new(parts).unwrap_or_else(|faults| panic!("{faults:?}"));
                 let (controller, _) = Controller::start(Site::new(Arc::new(spec)), move |_, _| {
                     while stuck.load(Ordering::SeqCst) {
                         std::thread::sleep(Duration::from_millis(5));
@@ -197,7 +204,7 @@ pub fn argument<'a>(script: &'a str, key: &str) -> &'a str {
     word.unwrap_or_else(|| panic!("no {key} in {script}"))
 }
 
-fn site(depot: &Depot) -> SiteSpec {
+fn site(depot: &Depot) -> SiteParts {
     let artifact = |name: &str| {
         let stored = depot
             .import_from(&name.parse().expect("a name"), name.as_bytes(), None)
@@ -262,7 +269,7 @@ fn site(depot: &Depot) -> SiteSpec {
         loaders: [].into(),
         disk: None,
     };
-    let parts = SiteParts {
+    SiteParts {
         networks: vec![Network {
             name: network.clone(),
             link: "eth0".parse().expect("a link name"),
@@ -291,8 +298,7 @@ fn site(depot: &Depot) -> SiteSpec {
         ],
         profiles,
         admission: AdmissionPolicy::Listed,
-    };
-    SiteSpec::new(parts).unwrap_or_else(|faults| panic!("{faults:?}"))
+    }
 }
 
 /// What `curl` gets: status and body. Headers, where wanted, are part of the body (`-i`).

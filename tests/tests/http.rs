@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use daemon::http::{Limits, Pace, Refusal};
 use netboot::attempt::{Fact, TransferOutcome};
 use netboot::event::Event;
+use netboot::spec::Mode;
 use tests::http::{
     BASE, Bastion, CLOUD_INIT, IGNITION, LIVE, SERVER, TALOS, address, argument, curl, mac, read,
     script, url,
@@ -505,6 +506,67 @@ fn a_person_s_word_is_in_force_with_the_next_script() {
     let (status, text) = curl(&machine, &[&format!("{}?serial=OTHER", script(LIVE))]);
     assert_eq!(status, 200);
     assert!(text.contains("identity conflict"), "{text}");
+}
+
+#[test]
+fn a_machine_that_is_not_listed_boots_what_the_site_has_for_it_and_leaves_no_record() {
+    let bastion = Bastion::of(Limits::default(), |site| {
+        let network = &mut site.networks[0];
+        network.mode = Mode::Pool;
+        network.range = Some("10.107.9.1-10.107.9.99".parse().expect("a range"));
+        network.discovery = Some("live".parse().expect("a name"));
+    });
+    let stranger = bastion.stranger(
+        "52:54:00:bb:00:03",
+        "10.107.9.3".parse().expect("an address"),
+    );
+    let url = format!("{BASE}/boot/52-54-00-bb-00-03/script.ipxe");
+    let (status, text) = curl(&stranger, &[&url]);
+    assert_eq!(status, 200);
+    assert!(
+        text.contains("52:54:00:bb:00:03 is not listed, boots live") && text.contains("\nkernel "),
+        "{text}"
+    );
+    until("the sighting", LIMIT, || {
+        bastion.controller.snapshot().load().sightings().count() == 1
+    });
+    assert_eq!(bastion.controller.snapshot().load().records().count(), 0);
+    assert_eq!(bastion.commits.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn behind_a_relay_the_token_and_the_address_must_do() {
+    let bastion = Bastion::of(Limits::default(), |site| {
+        let mut far = site.networks[0].clone();
+        far.name = "far".parse().expect("a name");
+        far.subnet = "10.200.0.0/24".parse().expect("a subnet");
+        far.relayed = true;
+        let node = &mut site.nodes[usize::from(CLOUD_INIT) - 1];
+        node.links[0].network = far.name.clone();
+        node.links[0].address = "10.200.0.5".parse().expect("an address");
+        site.networks.push(far);
+    });
+    let router = bastion.stranger(
+        "52:54:00:bb:00:04",
+        "10.107.9.4".parse().expect("an address"),
+    );
+    router.sysctl("ipv4/ip_forward", "1");
+    bastion.netns.ip("route add 10.200.0.0/24 via 10.107.9.4");
+    let far = Netns::new();
+    router.cable("eth1", &far, "eth0");
+    router.ip("addr add 10.200.0.1/24 dev eth1");
+    far.ip("addr add 10.200.0.5/24 dev eth0");
+    far.ip("addr add 10.200.0.6/24 dev eth0");
+    far.ip("route add default via 10.200.0.1");
+    let own = ["--interface", "10.200.0.5"];
+    let (status, text) = curl(&far, &[&own[..], &[&script(CLOUD_INIT)]].concat());
+    assert_eq!(status, 200);
+    let meta_data = format!("{}meta-data", argument(&text, "ds=nocloud;s="));
+    assert_eq!(
+        curl(&far, &["--interface", "10.200.0.6", &meta_data]).0,
+        403
+    );
+    assert_eq!(curl(&far, &[&own[..], &[&meta_data]].concat()).0, 200);
 }
 
 #[test]
