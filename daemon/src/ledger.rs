@@ -47,6 +47,8 @@ const CARRY_MAX: usize = 8 * CHUNK_BYTES;
 const GATHER: Duration = Duration::from_millis(20);
 /// Between two writes.
 const WRITE_PAUSE: Duration = Duration::from_millis(500);
+/// Between two attempts to open a database that refused.
+const REOPEN_PAUSE: Duration = Duration::from_secs(30);
 /// Chunks in one batch.
 const BATCH: usize = 16;
 /// sled's cache for the ledger.
@@ -160,7 +162,7 @@ fn write_behind(shared: &Shared, mut entries: mpsc::Receiver<Entry>, dir: &Path)
     let runtime = tokio::runtime::Handle::current();
     open_book(shared, dir, TOTAL_BYTES);
     let mut group = Vec::new();
-    let mut written = Instant::now();
+    let (mut written, mut opened) = (Instant::now(), Instant::now());
     let mut open = true;
     while open {
         let receive = async {
@@ -171,6 +173,10 @@ fn write_behind(shared: &Shared, mut entries: mpsc::Receiver<Entry>, dir: &Path)
             shared.take(entry);
         }
         if written.elapsed() >= WRITE_PAUSE || !open {
+            if shared.book().engine.is_none() && opened.elapsed() >= REOPEN_PAUSE {
+                open_book(shared, dir, TOTAL_BYTES);
+                opened = Instant::now();
+            }
             write_book(shared);
             written = Instant::now();
         }
@@ -191,7 +197,16 @@ fn open_book(shared: &Shared, dir: &Path, bytes_max: usize) {
         EngineError::World { .. } => Err(error),
     });
     match opened.and_then(|(engine, _)| Book::read(engine, bytes_max)) {
-        Ok(book) => *shared.book() = book,
+        Ok(book) => {
+            // What was noted while there was no disk comes after what was on it.
+            let kept = std::mem::replace(&mut *shared.book(), book).tail.text;
+            let mut book = shared.book();
+            for line in kept.split_inclusive(|byte| *byte == b'\n') {
+                if let Ok(Line { at, node }) = serde_json::from_slice(line) {
+                    book.append(line, at, node);
+                }
+            }
+        }
         Err(error) => {
             tracing::error!(%error, "the ledger is kept in memory only, and little of it");
         }
@@ -708,6 +723,24 @@ mod tests {
         let told = history(&shared, "a");
         assert!(!told.is_empty() && told.last() == Some(&entry(1, Some("a"), 249)));
         assert!(shared.book().bytes == 0, "nothing piles up");
+    }
+
+    #[test]
+    fn a_disk_that_comes_back_is_told_what_happened_without_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = open(dir.path());
+        let noted: Vec<Entry> = (0..4).map(|i| entry(i, Some("a"), 0)).collect();
+        for one in &noted[..2] {
+            shared.take(one.clone());
+        }
+        write_book(&shared);
+        shared.book().lose_disk();
+        shared.book().tail.text.clear();
+        for one in &noted[2..] {
+            shared.take(one.clone());
+        }
+        open_book(&shared, dir.path(), TEST_BYTES);
+        assert_eq!(history(&shared, "a"), noted);
     }
 
     #[tokio::test]
