@@ -39,6 +39,9 @@ const TOTAL_BYTES: usize = 48 << 20;
 const NODE_MINUTE_MAX: u32 = 256;
 /// The same for all machines together that are not listed, and for the bastion's own.
 const OTHERS_MINUTE_MAX: u32 = 1024;
+/// DHCP entries of all machines together in one second: thousands that ask at once must not have the core
+/// busy with their story when it should answer them.
+const DHCP_SECOND_MAX: u32 = 8192;
 /// Latest entries of a node that survive the chunk they were in.
 const CARRIED_MAX: usize = 64;
 /// Credit for moving lines on that may gather.
@@ -102,7 +105,7 @@ impl Ledger {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Facts dropped since the start because their machine noted too many in one minute.
+    /// Facts dropped since the start because their machine noted too many in one minute, or DHCP in one second.
     #[must_use]
     pub fn crowded(&self) -> u64 {
         self.shared.crowded.load(Ordering::Relaxed)
@@ -169,6 +172,7 @@ fn write_behind(shared: &Shared, mut entries: mpsc::Receiver<Entry>, dir: &Path)
             tokio::time::timeout(WRITE_PAUSE, entries.recv_many(&mut group, QUEUE_MAX)).await
         };
         open = runtime.block_on(receive) != Ok(0);
+        let took = !group.is_empty();
         for entry in group.drain(..) {
             shared.take(entry);
         }
@@ -180,8 +184,8 @@ fn write_behind(shared: &Shared, mut entries: mpsc::Receiver<Entry>, dir: &Path)
             write_book(shared);
             written = Instant::now();
         }
-        if open && !entries.is_empty() {
-            // More come: taking them together costs one wake instead of many.
+        if open && took {
+            // Waiting at once would have the very next entry wake this thread, and the next one again.
             std::thread::sleep(GATHER);
         }
     }
@@ -295,12 +299,14 @@ struct Tail {
     changed: bool,
 }
 
-/// Counts what each node noted since the minute began.
+/// Counts what each node noted since the minute began, and what DHCP noted since the second began.
 #[derive(Debug, Default)]
 struct Minute {
     begun: Timestamp,
     nodes: BTreeMap<NodeName, u32>,
     others: u32,
+    second: u64,
+    packets: u32,
 }
 
 /// The part of a line that the index needs.
@@ -360,6 +366,16 @@ impl Minute {
                 ..Self::default()
             };
         }
+        if matches!(entry.fact, Fact::Dhcp { .. } | Fact::DhcpIgnored { .. }) {
+            let second = entry.at.millis() / 1000;
+            if self.second != second {
+                (self.second, self.packets) = (second, 0);
+            }
+            if self.packets >= DHCP_SECOND_MAX {
+                return false;
+            }
+            self.packets += 1;
+        }
         let (noted, most) = match &entry.node {
             Some(node) => (self.nodes.entry(node.clone()).or_default(), NODE_MINUTE_MAX),
             None => (&mut self.others, OTHERS_MINUTE_MAX),
@@ -393,7 +409,7 @@ impl Book {
         Ok(book)
     }
 
-    /// Takes an entry; false when its machine noted too many this minute.
+    /// Takes an entry; false when too many were noted already.
     fn add(&mut self, entry: &Entry) -> bool {
         if !self.minute.admits(entry) {
             return false;
