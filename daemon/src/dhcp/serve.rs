@@ -107,36 +107,33 @@ impl Server {
             let mut polled = [
                 ready(stop.as_fd()),
                 ready(sockets.express.as_fd()),
-                ready(sockets.discover.as_fd()),
                 ready(sockets.boot_server.as_fd()),
+                ready(sockets.discover.as_fd()),
             ];
-            // A signal merely makes the loop look at empty sockets once.
-            let _ = poll(&mut polled, PollTimeout::NONE);
-            if polled[0].any() == Some(true) {
+            if poll(&mut polled, PollTimeout::NONE).is_err() {
+                // A signal; nothing was looked at.
+                continue;
+            }
+            let [stopped, express, boot_server, discover] =
+                polled.map(|polled| polled.any() != Some(false));
+            if stopped {
                 return;
             }
-            loop {
-                let queues = [
-                    (&sockets.express, Port::Server),
-                    (&sockets.boot_server, Port::BootServer),
-                    (&sockets.discover, Port::Server),
-                ];
-                let mut received = 0;
-                for (socket, port) in queues {
-                    match inbox.receive(socket) {
-                        Ok(count) => {
-                            received += count;
-                            self.batch(&inbox, count, port);
-                        }
-                        Err(error) => {
-                            // The follower starts this link anew when it finds the thread ended.
-                            warn!(link = %self.served.context.name, %error, "receiving DHCP failed");
-                            return;
-                        }
-                    }
+            for (socket, port, is_ready) in [
+                (&sockets.express, Port::Server, express),
+                (&sockets.boot_server, Port::BootServer, boot_server),
+                (&sockets.discover, Port::Server, discover),
+            ] {
+                if !is_ready {
+                    continue;
                 }
-                if received == 0 {
-                    break;
+                match inbox.receive(socket) {
+                    Ok(count) => self.batch(&inbox, count, port),
+                    Err(error) => {
+                        // The follower starts this link anew when it finds the thread ended.
+                        warn!(link = %self.served.context.name, %error, "receiving DHCP failed");
+                        return;
+                    }
                 }
             }
         }

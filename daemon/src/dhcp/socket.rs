@@ -26,7 +26,7 @@ use crate::sys;
 
 /// Bytes of kernel memory for waiting packets; a packet costs about 800.
 const EXPRESS_QUEUE: usize = 8 << 20;
-const DISCOVER_QUEUE: usize = 768 << 10;
+const DISCOVER_QUEUE: usize = 384 << 10;
 const BOOT_SERVER_QUEUE: usize = 1 << 20;
 
 /// The open sockets of one link.
