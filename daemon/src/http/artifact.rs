@@ -14,6 +14,7 @@ use images::Depot;
 use netboot::net::Digest;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::sendfile::sendfile;
+use socket2::SockRef;
 use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
@@ -237,10 +238,15 @@ pub(super) async fn paced(
 }
 
 async fn by_sendfile(stream: &TcpStream, slice: &Slice, sent: &AtomicU64) -> io::Result<()> {
-    /// What one call may move, so that a fast reader doesn't keep a thread to itself.
-    const CHUNK: u64 = 1 << 20;
+    /// What one call may move.
+    const CHUNK: u64 = 2 << 20;
     let mut offset = slice.offset as i64;
     let end = slice.offset + slice.length;
+    // Corked, every packet but the last is full, wherever our chunks end.
+    let corked = slice.length > CHUNK;
+    if corked {
+        SockRef::from(stream).set_tcp_cork(true)?;
+    }
     while (offset as u64) < end {
         let moved = stream
             .async_io(Interest::WRITABLE, || {
@@ -252,6 +258,12 @@ async fn by_sendfile(stream: &TcpStream, slice: &Slice, sent: &AtomicU64) -> io:
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         sent.fetch_add(moved as u64, Ordering::Relaxed);
+        // Readers take turns. One that is read dry as fast as it is filled would keep the thread, and
+        // fifty that are filled to the brim, one after the other, cost twice the memory traffic.
+        tokio::task::yield_now().await;
+    }
+    if corked {
+        SockRef::from(stream).set_tcp_cork(false)?;
     }
     Ok(())
 }
