@@ -10,6 +10,7 @@ help:
 	@echo 'make rehearse   boots the site in tests/sites/rehearsal on virtual machines and shows the table of nodes'
 	@echo 'make slow       the boot chains that take minutes: arm64 and others'
 	@echo 'make bench      measures the daemon and its peers side by side and prints README'\''s table'
+	@echo 'make install    binary, unit, manual and completions; DESTDIR and prefix as usual'
 	@echo 'make lint       formatting and clippy, warnings are errors'
 
 test: lab
@@ -41,3 +42,41 @@ packages images roots:
 compiled:
 	cargo build --workspace --bins
 	cargo test --workspace --no-run --quiet
+
+# Where things go; packagers set DESTDIR, and prefix where it isn't /usr/local.
+prefix ?= /usr/local
+bindir ?= $(prefix)/bin
+unitdir ?= $(prefix)/lib/systemd/system
+sysusersdir ?= $(prefix)/lib/sysusers.d
+tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
+mandir ?= $(prefix)/share/man
+docdir ?= $(prefix)/share/doc/reveille
+bashdir ?= $(prefix)/share/bash-completion/completions
+fishdir ?= $(prefix)/share/fish/vendor_completions.d
+# Debian's zsh looks elsewhere than everybody else's.
+zshdir ?= $(prefix)/share/zsh/$(if $(wildcard /etc/debian_version),vendor-completions,site-functions)
+# What the nodes get, for whoever builds their images.
+nodedir ?= $(prefix)/lib/reveille
+# Where the binaries were built; empty builds them first.
+built ?=
+binaries := $(or $(built),target/release)
+
+.PHONY: install
+install:
+	$(if $(built),,cargo build --release -p daemon -p agents)
+	install -d '$(DESTDIR)$(bindir)' '$(DESTDIR)$(unitdir)' '$(DESTDIR)$(sysusersdir)' '$(DESTDIR)$(tmpfilesdir)' \
+	  '$(DESTDIR)$(mandir)/man1' '$(DESTDIR)$(docdir)' '$(DESTDIR)$(bashdir)' '$(DESTDIR)$(fishdir)' '$(DESTDIR)$(zshdir)' \
+	  '$(DESTDIR)$(nodedir)'
+	install -m 0755 $(binaries)/reveille '$(DESTDIR)$(bindir)/reveille'
+	install -m 0755 $(binaries)/reveille-agent '$(DESTDIR)$(nodedir)/reveille-agent'
+	sed 's|/usr/bin/|$(bindir)/|' systemd/reveille.service > '$(DESTDIR)$(unitdir)/reveille.service'
+	install -m 0644 systemd/reveille-agent.service '$(DESTDIR)$(nodedir)/reveille-agent.service'
+	install -m 0644 systemd/reveille.sysusers '$(DESTDIR)$(sysusersdir)/reveille.conf'
+	install -m 0644 systemd/reveille.tmpfiles '$(DESTDIR)$(tmpfilesdir)/reveille.conf'
+	$(binaries)/reveille man '$(DESTDIR)$(mandir)/man1'
+	$(binaries)/reveille completions bash > '$(DESTDIR)$(bashdir)/reveille'
+	$(binaries)/reveille completions fish > '$(DESTDIR)$(fishdir)/reveille.fish'
+	$(binaries)/reveille completions zsh > '$(DESTDIR)$(zshdir)/_reveille'
+	install -m 0644 README.md LICENSE '$(DESTDIR)$(docdir)'
+	cp -r daemon/docs/example-site daemon/docs/schema '$(DESTDIR)$(docdir)'
+	chmod 0644 '$(DESTDIR)$(unitdir)/reveille.service'

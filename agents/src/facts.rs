@@ -11,7 +11,7 @@ pub(crate) fn report_url() -> Result<String, String> {
         .map_err(|error| format!("reading /proc/cmdline: {error}; name the URL with --url"))?;
     url_in(&line).ok_or_else(|| {
         format!(
-            "the kernel command line has no {KEY}URL; name it with --url, or put {KEY}{{{{ urls.report }}}} into the profile's arguments"
+            "the kernel command line has no {KEY}URL; name it with --url, or put {KEY}{{{{ report_url }}}} into the profile's arguments"
         )
     })
 }

@@ -66,10 +66,11 @@ fn main() -> ExitCode {
         Err(refused) => {
             // Nobody reads the help behind a closed pipe.
             let _ = refused.print();
-            return match refused.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-                _ => ExitCode::from(64),
-            };
+            let asked_for = matches!(
+                refused.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            );
+            return ExitCode::from(if asked_for { 0 } else { 64 });
         }
     };
     match report(cli.command) {

@@ -14,6 +14,7 @@ use netboot::net::NodeName;
 
 use crate::config::check;
 use crate::image::{self, ImageCommand};
+use crate::simulate::Question;
 use crate::{client, serve};
 
 /// Wakes bare metal in the right order: DHCP, TFTP, boot scripts and configs for machines that netboot.
@@ -37,6 +38,10 @@ enum Command {
     /// Look at machines, admit them, set them aside
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Show what happened: who asked, what was answered, what it rests on
+    Events(EventsOptions),
+    /// Show the exact answer a machine would get, and the rule that chose it
+    Simulate(SimulateOptions),
     /// Keep the boot artefacts: kernels, ramdisks, loaders
     #[command(subcommand)]
     Image(ImageCommand),
@@ -92,6 +97,43 @@ pub struct StatusOptions {
     pub socket: Socket,
 }
 
+/// Which events, and how they are shown.
+#[derive(Debug, Args)]
+pub struct EventsOptions {
+    /// Only of this machine
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<NodeName>,
+    /// Go on with what happens, until interrupted
+    #[arg(long)]
+    pub follow: bool,
+    /// The latest so many
+    #[arg(long, default_value_t = 50)]
+    pub limit: usize,
+    /// Print JSON: one document, or with --follow one a line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+}
+
+/// Whose answer, and from which site.
+#[derive(Debug, Args)]
+pub struct SimulateOptions {
+    #[command(flatten)]
+    pub question: Question,
+    /// Judge by these files, as if nothing had been seen yet, instead of asking the daemon
+    #[arg(long, value_name = "DIR")]
+    pub site: Option<PathBuf>,
+    /// The state directory whose depot --site is judged with
+    #[arg(long, env = "REVEILLE_STATE", default_value = serve::STATE, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+}
+
 /// What can be asked about, or done to, one machine.
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
@@ -105,6 +147,8 @@ pub enum NodeCommand {
     },
     /// Show everything known of one machine
     Show(OneNode),
+    /// Say how far a machine came, what it waits for or failed at, and what to do about it
+    Why(OneNode),
     /// Admit a machine, or let one try again after failed attempts
     Approve(ActedOn),
     /// Refuse a machine until it is approved
@@ -236,6 +280,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Reload(socket) => client::reload(&socket),
         Command::Status(options) => client::status(&options),
         Command::Node(command) => client::node(command),
+        Command::Events(options) => client::events(&options),
+        Command::Simulate(options) => client::simulate(&options),
         Command::Image(command) => image::run(command),
         Command::Version => print(&format!("reveille {}\n", env!("CARGO_PKG_VERSION"))),
         Command::Completions { shell } => {

@@ -1,7 +1,9 @@
 //! The commands that ask the daemon: one request over the control socket, then a table or the JSON.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,14 +12,23 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use netboot::attempt::Entry;
 use netboot::net::Timestamp;
+use netboot::site::Site;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::cli::{Exit, Failure, NodeCommand, Socket, StatusOptions, print};
+use crate::cli::{
+    EventsOptions, Exit, Failure, NodeCommand, SimulateOptions, Socket, StatusOptions, print,
+};
+use crate::config;
+use crate::controller::now;
 use crate::http::control::{Consent, Problem, Reloaded};
-use crate::status::{NodeDetail, NodeStatus, Status};
+use crate::serve::faulty_site;
+use crate::simulate::{self, Stand};
+use crate::status::{NodeDetail, NodeStatus, Status, Why};
+use crate::tls::SiteCa;
 
 /// A reload of a large site reads and checks every file first.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
@@ -101,6 +112,15 @@ pub fn node(command: NodeCommand) -> Result<(), Failure> {
                 detail_text(&detail)
             });
         }
+        NodeCommand::Why(node) => {
+            let path = format!("/api/v1/nodes/{}/why", node.name);
+            let why: Why = ask(&node.socket, &Ask::get(&path))?;
+            return print(&if node.json {
+                json(&why)
+            } else {
+                why_text(&why)
+            });
+        }
         NodeCommand::Approve(node) => (node, "approve", Vec::new()),
         NodeCommand::Reject(node) => (node, "reject", Vec::new()),
         NodeCommand::Cordon(node) => (node, "cordon", Vec::new()),
@@ -114,9 +134,118 @@ pub fn node(command: NodeCommand) -> Result<(), Failure> {
     let path = format!("/api/v1/nodes/{}/{act}", node.name);
     let detail: NodeDetail = ask(&node.socket, &Ask::post(&path, &body))?;
     let NodeStatus {
-        name, waits_for, ..
+        name,
+        state,
+        next_boot,
+        ..
     } = detail.status;
-    print(&format!("{name}: done; it waits for {waits_for}\n"))
+    print(&format!(
+        "{name}: {act} done; it is {state}, its next boot is {next_boot}\n"
+    ))
+}
+
+/// `reveille events`
+///
+/// # Errors
+/// [`Failure`]
+pub fn events(options: &EventsOptions) -> Result<(), Failure> {
+    let EventsOptions {
+        node,
+        follow,
+        limit,
+        json: as_json,
+        socket,
+    } = options;
+    let mut path = format!("/api/v1/events?limit={limit}&follow={follow}");
+    if let Some(node) = node {
+        path += &format!("&node={node}");
+    }
+    let line = |entry: &Entry| {
+        if *as_json {
+            serde_json::to_string(entry).expect("an entry is always JSON") + "\n"
+        } else {
+            told(entry)
+        }
+    };
+    if *follow {
+        return runtime()?.block_on(stream(&socket.socket, &path, |entry| print(&line(&entry))));
+    }
+    let entries: Vec<Entry> = ask(socket, &Ask::get(&path))?;
+    if *as_json {
+        return print(&json(&entries));
+    }
+    print(&entries.iter().map(line).collect::<String>())
+}
+
+/// `reveille simulate`
+///
+/// # Errors
+/// [`Failure`]
+pub fn simulate(options: &SimulateOptions) -> Result<(), Failure> {
+    let answer = match &options.site {
+        None => {
+            let question = serde_json::to_vec(&options.question).expect("text is always JSON");
+            ask(&options.socket, &Ask::post("/api/v1/simulate", &question))?
+        }
+        Some(directory) => {
+            let loaded = config::load(directory, &options.state);
+            let (settings, spec) = loaded.map_err(faulty_site)?;
+            // A daemon that never ran has no authority yet; the pointer config then says http.
+            let ca = SiteCa::existing(&options.state)
+                .map_err(|error| Failure::of(Exit::Failed, "reading the site's CA", &error))?;
+            let stand = Stand {
+                addresses: BTreeMap::new(),
+                ports: settings.ports(),
+                ca_pem: ca.map_or(String::new(), |ca| ca.pem().to_owned()),
+            };
+            let site = Site::new(Arc::new(spec));
+            simulate::simulate(&site, &stand, &options.question, now())
+                .map_err(|why| Failure::new(Exit::Failed, why))?
+        }
+    };
+    print(&if options.json {
+        json(&answer)
+    } else {
+        answer.told()
+    })
+}
+
+/// Reads lines of JSON until the daemon ends them.
+async fn stream(
+    socket: &Path,
+    path: &str,
+    mut each: impl FnMut(Entry) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut body = send(socket, &Ask::get(path)).await?;
+    let mut pending = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Failure::of(Exit::Failed, "following the daemon, which stopped", &error)
+        })?;
+        pending.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let entry = serde_json::from_slice(&line).map_err(|error| {
+                Failure::of(Exit::Failed, "understanding the daemon's answer", &error)
+            })?;
+            each(entry)?;
+        }
+    }
+    Err(Failure::new(
+        Exit::Unreachable,
+        "the daemon stopped, and its events with it",
+    )
+    .with_remedy("ask again once it runs: systemctl status reveille"))
+}
+
+/// One entry as a line: when, who, what.
+fn told(entry: &Entry) -> String {
+    let who = match (&entry.node, entry.mac) {
+        (Some(node), _) => node.to_string(),
+        (None, Some(mac)) => mac.to_string(),
+        (None, None) => "bastion".to_owned(),
+    };
+    format!("{}  {who:<17}  {}\n", moment(entry.at), entry.fact)
 }
 
 /// One request.
@@ -246,12 +375,13 @@ pub(crate) fn moment(at: Timestamp) -> String {
 
 fn no_connection(socket: &Path, error: &std::io::Error) -> Failure {
     let act = format!("connecting to the daemon at {}", socket.display());
-    match error.kind() {
-        ErrorKind::PermissionDenied => Failure::of(Exit::NotPermitted, act, error)
-            .with_remedy("run it as root, or join the group reveille"),
-        _ => Failure::of(Exit::Unreachable, act, error).with_remedy(
+    if error.kind() == ErrorKind::PermissionDenied {
+        Failure::of(Exit::NotPermitted, act, error)
+            .with_remedy("run it as root, or join the group reveille")
+    } else {
+        Failure::of(Exit::Unreachable, act, error).with_remedy(
             "start it with `systemctl start reveille`, or name its socket with --socket",
-        ),
+        )
     }
 }
 
@@ -353,6 +483,28 @@ fn nodes_table(nodes: &[NodeStatus]) -> String {
         ]);
     }
     table_text(&rows)
+}
+
+fn why_text(why: &Why) -> String {
+    let mut text = format!("{} ({})\n", why.sentence, why.verdict);
+    if !why.remedy.is_empty() {
+        text += &format!("try: {}\n", why.remedy);
+    }
+    let mut hops = table(&["hop", "state", "at", "what"]);
+    for hop in &why.hops {
+        hops.add_row([
+            hop.hop.clone(),
+            hop.state.clone(),
+            hop.at.map_or(String::new(), moment),
+            hop.detail.clone(),
+        ]);
+    }
+    text += &format!("\n{}", table_text(&hops));
+    if !why.evidence.is_empty() {
+        text += "\nevidence\n";
+        text.extend(why.evidence.iter().map(told));
+    }
+    text
 }
 
 fn detail_text(detail: &NodeDetail) -> String {

@@ -20,6 +20,7 @@ use netboot::event::{Change, Event};
 use netboot::net::{LinkName, Timestamp};
 use netboot::site::Site;
 use netboot::spec::SiteSpec;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -30,11 +31,12 @@ use crate::config::{self, Report, Settings};
 use crate::controller::{Controller, NotWritten, now};
 use crate::dhcp::{self, Dhcp};
 use crate::http::control::{self, Problem, Reloaded};
-use crate::http::{self, Http};
+use crate::http::{self, Http, web};
 use crate::ledger::Ledger;
 use crate::link::{self, Links};
 use crate::loaders::{self, Tftp};
 use crate::ra::{self, QuietIpv6};
+use crate::simulate::Stand;
 use crate::status::{Health, RefusedSite, SiteFiles, Status, Surroundings};
 use crate::store::{self, Opened, Store};
 use crate::tls::SiteCa;
@@ -79,11 +81,14 @@ pub struct Bastion {
     /// Where rooms say how they are.
     pub health: Health,
     servers: Servers,
+    links: watch::Receiver<Arc<Links>>,
+    ca_pem: String,
     options: Options,
     settings: Settings,
     started: Timestamp,
     files: Mutex<SiteFiles>,
     reloads: tokio::sync::Mutex<()>,
+    stop: CancellationToken,
 }
 
 /// The servers on the provisioning links. Each follows the links and the site by itself; dropping
@@ -110,6 +115,31 @@ impl Bastion {
             ledger_dropped: self.ledger.dropped(),
         };
         Status::of(&self.controller.snapshot().load(), around, now())
+    }
+
+    /// Cancelled when the daemon stops.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// The servers on the links.
+    #[must_use]
+    pub fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    /// Where a simulated machine would hear the daemon.
+    #[must_use]
+    pub fn stand(&self) -> Stand {
+        let site = self.controller.snapshot().load();
+        let (served, _) = dhcp::wanted(&site, &self.links.borrow(), self.settings.http_port);
+        let address = |(link, served): (LinkName, dhcp::Served)| (link, served.context.server);
+        Stand {
+            addresses: served.into_iter().map(address).collect(),
+            ports: self.settings.ports(),
+            ca_pem: self.ca_pem.clone(),
+        }
     }
 
     /// Asks the servers which links they can't serve.
@@ -250,7 +280,8 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
     let (ledger, entries) = Ledger::channel();
     let ledger_ended = ledger.start_writer(entries, &options.state);
 
-    let servers = start_servers(&settings, depot, ca, &controller, &ledger, links)?;
+    let ca_pem = ca.pem().to_owned();
+    let servers = start_servers(&settings, depot, ca, &controller, &ledger, links.clone())?;
     let files = SiteFiles {
         directory: options.site.display().to_string(),
         loaded: started,
@@ -261,14 +292,17 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         ledger,
         health,
         servers,
+        links,
+        ca_pem,
         options,
         settings,
         started,
         files: Mutex::new(files),
         reloads: tokio::sync::Mutex::new(()),
+        stop: stop.clone(),
     });
     let mut tasks = JoinSet::new();
-    let ended = match start_tasks(&mut tasks, &bastion, &stop) {
+    let ended = match start_tasks(&mut tasks, &bastion, &stop).await {
         Ok(()) => {
             let sentence = bastion.status().sentence;
             notify::ready(&sentence);
@@ -360,10 +394,7 @@ fn start_servers(
         controller: controller(),
         ledger: ledger(),
         ca: Arc::new(ca),
-        ports: http::Ports {
-            plain: settings.http_port,
-            tls: settings.tls_port,
-        },
+        ports: settings.ports(),
         limits: http::Limits::default(),
     };
     let tftp = loaders::Parts {
@@ -382,7 +413,7 @@ fn start_servers(
 
 /// What administrators and the supervisor deal with. The control socket is the last of all: whoever
 /// gets an answer there finds everything else at work.
-fn start_tasks(
+async fn start_tasks(
     tasks: &mut JoinSet<Ended>,
     bastion: &Arc<Bastion>,
     stop: &CancellationToken,
@@ -397,6 +428,19 @@ fn start_tasks(
         "reload on SIGHUP",
         reload_on_signal(shared(), until()),
     ));
+    if let Some(address) = bastion.settings.listen {
+        let failed = |error| {
+            let act = format!("serving the status page and the metrics on {address}");
+            Failure::of(Exit::Failed, act, &error)
+        };
+        let token = web::Token::open(&bastion.options.state).map_err(failed)?;
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let routes = web::routes(shared(), address, token);
+        tasks.spawn(named(
+            "the status page",
+            web::run(listener, routes, until()),
+        ));
+    }
     let socket = &bastion.options.socket;
     let listener = control::bind(socket).map_err(|error| cannot_bind(socket, &error))?;
     let Settings {
@@ -547,6 +591,7 @@ fn stop_on_signal(stop: CancellationToken) -> Result<(), Failure> {
 
 /// To the journal with its fields when it is the one reading, else to standard error.
 fn start_log() {
+    use std::io::IsTerminal;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
     use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
@@ -555,13 +600,17 @@ fn start_log() {
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     let output = match journal {
         Some(journal) => journal.boxed(),
-        None => fmt::layer().with_writer(std::io::stderr).boxed(),
+        None => fmt::layer()
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr)
+            .boxed(),
     };
     // A test that serves twice in one process has its log already.
     let _ = registry().with(output.with_filter(filter)).try_init();
 }
 
-fn faulty_site(report: Report) -> Failure {
+/// A site that can't be served, as a failure of the whole.
+pub(crate) fn faulty_site(report: Report) -> Failure {
     let count = report.faults.len() + report.more;
     let mut failure = Failure::new(
         Exit::Configuration,
@@ -574,12 +623,12 @@ fn faulty_site(report: Report) -> Failure {
 
 fn cannot_bind(socket: &std::path::Path, error: &std::io::Error) -> Failure {
     let act = format!("listening on the control socket {}", socket.display());
-    match error.kind() {
-        std::io::ErrorKind::PermissionDenied => Failure::of(Exit::NotPermitted, act, error)
-            .with_remedy(
-                "run it as root or by its unit, or name a socket of your own with --socket",
-            ),
-        _ => Failure::of(Exit::Failed, act, error),
+    if error.kind() == std::io::ErrorKind::PermissionDenied {
+        Failure::of(Exit::NotPermitted, act, error).with_remedy(
+            "run it as root or by its unit, or name a socket of your own with --socket",
+        )
+    } else {
+        Failure::of(Exit::Failed, act, error)
     }
 }
 

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use netboot::attempt::Entry;
 use netboot::boot::{BootDecision, BootRequest};
 use netboot::loader::{Architecture, Client};
 use netboot::net::{MacAddress, NetworkName, NodeName, ProfileName, Timestamp};
 use netboot::node::{Admission, BootState, NodeRecord, NodeSpec, Report};
 use netboot::site::Site;
 use netboot::spec::{Mode, Network};
+use netboot::verdict::{Explanation, Hop};
 use serde::{Deserialize, Serialize};
 
 /// What the bastion does.
@@ -197,6 +199,36 @@ pub struct AttemptStatus {
     pub report: Option<String>,
     /// The words of a report of failure.
     pub failure: Option<String>,
+}
+
+/// Why a machine is where it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Why {
+    /// The machine.
+    pub name: NodeName,
+    /// What it comes down to, such as `kernel-not-fetched`.
+    pub verdict: String,
+    /// The same as a sentence.
+    pub sentence: String,
+    /// What to do about it; empty when there is nothing to do.
+    pub remedy: String,
+    /// The parts of the way, in order.
+    pub hops: Vec<HopStatus>,
+    /// The ledger's entries that it rests on, the oldest first.
+    pub evidence: Vec<Entry>,
+}
+
+/// One part of the way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HopStatus {
+    /// Its name, such as `loader`.
+    pub hop: String,
+    /// `ok`, `waiting`, `failed` or `unseen`.
+    pub state: String,
+    /// When it last left a trace.
+    pub at: Option<Timestamp>,
+    /// What the trace says.
+    pub detail: String,
 }
 
 /// A machine that is not listed.
@@ -447,6 +479,39 @@ impl NodeStatus {
             failed_attempts: record.failed_attempts,
             attempts: record.attempts_ever,
             installed: record.installed.as_ref().map(|install| install.at),
+        }
+    }
+}
+
+impl Why {
+    /// The verdict on one listed machine at `now`, from its ledger's entries, the oldest first.
+    #[must_use]
+    pub fn of(site: &Site, node: &NodeSpec, entries: &[Entry], now: Timestamp) -> Self {
+        let Explanation {
+            code,
+            sentence,
+            remedy,
+            evidence,
+            hops,
+        } = site.explain(node, entries, now);
+        let hop = |Hop {
+                       name,
+                       state,
+                       at,
+                       detail,
+                   }| HopStatus {
+            hop: name.word().to_owned(),
+            state: state.word().to_owned(),
+            at,
+            detail,
+        };
+        Self {
+            name: node.name.clone(),
+            verdict: code.word().to_owned(),
+            sentence,
+            remedy,
+            hops: hops.into_iter().map(hop).collect(),
+            evidence,
         }
     }
 }

@@ -83,6 +83,15 @@ impl SiteCa {
         })
     }
 
+    /// Opens the CA in a directory, if one was ever made there.
+    pub fn existing(directory: &Path) -> Result<Option<Self>, TlsError> {
+        if directory.join(FILE).exists() {
+            Self::open(directory).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     /// The CA's certificate, for machines to trust.
     #[must_use]
     pub fn pem(&self) -> &str {

@@ -187,6 +187,10 @@ pub(super) struct Control {
     /// The group that may look; nobody unless given.
     #[serde(default)]
     pub(super) read_group: Given<String>,
+    /// A loopback address and port for the same API with a bearer token, the status page and the metrics, such as
+    /// `127.0.0.1:8067`; off unless given.
+    #[serde(default)]
+    pub(super) listen: Given<String>,
 }
 
 /// `machines.yaml`, and each `machines.d/*.yaml`: the inventory.

@@ -22,10 +22,13 @@ mod source;
 mod yaml;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use netboot::node::NodeSpec;
 use netboot::spec::{Item, Mode, NODES_MAX, SiteParts, SiteSpec, SpecFault};
+
+use crate::http::Ports;
 
 pub use fault::{Fault, Report};
 use fault::{Faults, Place};
@@ -52,6 +55,8 @@ pub struct Settings {
     pub group: String,
     /// The group that may look.
     pub read_group: Option<String>,
+    /// Where the API is served over TCP too, on loopback.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Who moves TFTP's blocks.
@@ -64,6 +69,17 @@ pub enum TftpEngine {
     AsyncTftp,
 }
 
+impl Settings {
+    /// The ports of boot HTTP.
+    #[must_use]
+    pub fn ports(&self) -> Ports {
+        Ports {
+            plain: self.http_port,
+            tls: self.tls_port,
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -73,6 +89,7 @@ impl Default for Settings {
             tftp_engine: TftpEngine::Builtin,
             group: "reveille".to_owned(),
             read_group: None,
+            listen: None,
         }
     }
 }

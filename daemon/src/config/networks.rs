@@ -1,7 +1,7 @@
 //! `site.yaml` to settings and networks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use netboot::net::{Malformed, NetworkName, Subnet};
 use netboot::spec::{AdmissionPolicy, Mode, Network};
@@ -163,8 +163,22 @@ fn settings(
             settings.group = group;
         }
         settings.read_group = group("read_group", &control.read_group, faults);
+        settings.listen = loopback(&control.listen, faults);
     }
     settings
+}
+
+fn loopback(given: &Given<String>, faults: &Faults) -> Option<SocketAddr> {
+    let (place, text) = given.good()?;
+    let address = text.parse().ok().filter(|address: &SocketAddr| {
+        // The page and the metrics ask for no token, so they never leave the host.
+        address.ip().is_loopback() && address.port() != 0
+    });
+    if address.is_none() {
+        let problem = "is not a loopback address and port";
+        faults.add(place, "listen", text, problem, "write 127.0.0.1:8067");
+    }
+    address
 }
 
 fn group(key: &str, given: &Given<String>, faults: &Faults) -> Option<String> {

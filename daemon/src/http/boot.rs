@@ -18,12 +18,12 @@ use netboot::loader::LOADER_PATH;
 use netboot::net::{Digest, MacAddress};
 use netboot::release::{Asker, Release, Withheld};
 use netboot::site::Site;
-use netboot::spec::{Network, Profile, Purpose};
+use netboot::spec::{Network, Purpose};
 use sha2::Digest as _;
 use tokio::time::timeout;
 
 use super::wire::{Method, Request};
-use super::{Body, Origin, Refusal, Reply, Server, Told, artifact, report};
+use super::{Body, Origin, Ports, Refusal, Reply, Server, Told, artifact, report};
 use crate::controller::now;
 
 impl Server {
@@ -61,7 +61,7 @@ impl Server {
         }
         match path {
             "/autoexec.ipxe" | "/loader/autoexec.ipxe" => {
-                Ok(script_reply(ipxe::autoexec(&self.base(origin))))
+                Ok(script_reply(ipxe::autoexec(&self.urls(origin, "").base)))
             }
             "/healthz" => Ok(Reply::text(200, "ok\n")),
             _ => Err(Refusal::UnknownPath),
@@ -290,23 +290,8 @@ impl Server {
         Err(Refusal::NotWritten)
     }
 
-    fn base(&self, origin: &Origin) -> String {
-        format!("http://{}:{}", origin.local.ip(), self.ports.plain)
-    }
-
     fn urls(&self, origin: &Origin, token: &str) -> Urls {
-        let base = self.base(origin);
-        Urls {
-            config: format!("{base}/config/{token}/"),
-            config_tls: format!(
-                "https://{}:{}/config/{token}/",
-                origin.local.ip(),
-                self.ports.tls
-            ),
-            report: format!("{base}/agent/v1/report/{token}"),
-            ca_pem: self.ca.pem().to_owned(),
-            base,
-        }
+        urls(*origin.local.ip(), self.ports, token, self.ca.pem())
     }
 }
 
@@ -333,11 +318,9 @@ impl Script<'_> {
             return Ok(Some(self.say("refuse", &withheld.to_string())));
         }
         let token = token();
-        let arguments = self.arguments(boot, &token)?;
-        let heading = format!("{} boots {}", node.name, boot.profile.name);
-        let script = || self.text(&heading, boot.profile, &arguments);
+        let script = self.text(boot, &token)?;
         if self.request.method == Method::Head {
-            return Ok(Some(script_reply(script())));
+            return Ok(Some(script_reply(script)));
         }
         let asked = ScriptAsked {
             mac: self.mac,
@@ -355,7 +338,7 @@ impl Script<'_> {
                 ..
             }))) if profile == *boot.profile && disk == boot.disk => {
                 self.note("boot", Some(attempt), None);
-                Ok(Some(script_reply(script())))
+                Ok(Some(script_reply(script)))
             }
             Ok(Outcome::Script(_)) => Ok(None),
             Ok(other) => unexpected(&other),
@@ -365,23 +348,15 @@ impl Script<'_> {
 
     /// A machine that is not listed has no record, so its boot is no attempt and its config has no owner.
     fn discovery(&self, boot: &Boot<'_>) -> Result<Reply, Refusal> {
-        let arguments = self.arguments(boot, "unlisted")?;
+        let script = self.text(boot, "unlisted")?;
         self.sighted();
         self.note("discovery", None, None);
-        let heading = format!("{} is not listed, boots {}", self.mac, boot.profile.name);
-        Ok(script_reply(self.text(&heading, boot.profile, &arguments)))
+        Ok(script_reply(script))
     }
 
     fn local_disk(&self) -> Reply {
         self.note("disk", None, None);
-        let name = self
-            .site
-            .spec()
-            .node_by_mac(self.mac)
-            .map_or("this machine", |node| node.name.as_str());
-        script_reply(ipxe::local_disk(&format!(
-            "{name} is installed and boots from its disk"
-        )))
+        script_reply(self.words().local_disk())
     }
 
     fn hold(&self, reason: &str) -> Reply {
@@ -396,7 +371,7 @@ impl Script<'_> {
         if *refused == Refused::NotListed {
             self.sighted();
         }
-        self.say("refuse", &format!("{}: {refused}", self.mac))
+        self.say("refuse", &self.words().refusal(refused))
     }
 
     fn say(&self, answer: &'static str, reason: &str) -> Reply {
@@ -404,33 +379,20 @@ impl Script<'_> {
         script_reply(ipxe::refuse(reason))
     }
 
-    fn arguments(&self, boot: &Boot<'_>, token: &str) -> Result<Vec<String>, Refusal> {
-        let urls = self.server.urls(self.origin, token);
-        let node = boot.node.map(Arc::as_ref);
-        let generation = node.map_or(0, |node| self.site.record(&node.name).generation);
-        let subject = Subject {
-            node,
-            link: node.and_then(|node| node.link_of(self.mac)),
+    fn words(&self) -> Words<'_> {
+        Words {
+            site: self.site,
             network: self.network,
-            disk: boot.disk.as_ref(),
-            generation: generation + u32::from(boot.uses_permit),
-            urls: &urls,
-        };
-        ignition::arguments(boot.profile, &subject).map_err(|fault| {
+            mac: self.mac,
+        }
+    }
+
+    fn text(&self, boot: &Boot<'_>, token: &str) -> Result<String, Refusal> {
+        let urls = self.server.urls(self.origin, token);
+        self.words().boot(boot, &urls).map_err(|fault| {
             tracing::error!(mac = %self.mac, field = fault.field, problem = fault.problem, remedy = fault.remedy, "kernel arguments do not render");
             Refusal::Broken
         })
-    }
-
-    fn text(&self, heading: &str, profile: &Profile, arguments: &[String]) -> String {
-        let base = self.server.base(self.origin);
-        ipxe::boot(
-            heading,
-            &base,
-            &ipxe::script_url(&base, self.mac),
-            profile,
-            arguments,
-        )
     }
 
     fn sighted(&self) {
@@ -461,6 +423,71 @@ impl Script<'_> {
             reason,
         };
         self.server.ledger.note(Some(self.mac), node, fact);
+    }
+}
+
+/// What a machine's script says, before anything about it is written down: the server's words, and
+/// those that `simulate` shows.
+pub(crate) struct Words<'a> {
+    pub(crate) site: &'a Site,
+    pub(crate) network: &'a Network,
+    pub(crate) mac: MacAddress,
+}
+
+impl Words<'_> {
+    /// The script that boots; it is an attempt's once its token is.
+    pub(crate) fn boot(&self, boot: &Boot<'_>, urls: &Urls) -> Result<String, ignition::Fault> {
+        let arguments = ignition::arguments(boot.profile, &self.subject(boot, urls))?;
+        let heading = match boot.node {
+            Some(node) => format!("{} boots {}", node.name, boot.profile.name),
+            None => format!("{} is not listed, boots {}", self.mac, boot.profile.name),
+        };
+        let again = ipxe::script_url(&urls.base, self.mac);
+        Ok(ipxe::boot(
+            &heading,
+            &urls.base,
+            &again,
+            boot.profile,
+            &arguments,
+        ))
+    }
+
+    /// What the templates of a boot may speak of.
+    pub(crate) fn subject<'s>(&'s self, boot: &'s Boot<'_>, urls: &'s Urls) -> Subject<'s> {
+        let node = boot.node.map(Arc::as_ref);
+        let generation = node.map_or(0, |node| self.site.record(&node.name).generation);
+        Subject {
+            node,
+            link: node.and_then(|node| node.link_of(self.mac)),
+            network: self.network,
+            disk: boot.disk.as_ref(),
+            generation: generation + u32::from(boot.uses_permit),
+            urls,
+        }
+    }
+
+    /// The script that leaves for the disk.
+    pub(crate) fn local_disk(&self) -> String {
+        let node = self.site.spec().node_by_mac(self.mac);
+        let name = node.map_or("this machine", |node| node.name.as_str());
+        ipxe::local_disk(&format!("{name} is installed and boots from its disk"))
+    }
+
+    /// The sentence of a refusal.
+    pub(crate) fn refusal(&self, refused: &Refused) -> String {
+        format!("{}: {refused}", self.mac)
+    }
+}
+
+/// The URLs of one attempt.
+pub(crate) fn urls(server: Ipv4Addr, ports: Ports, token: &str, ca_pem: &str) -> Urls {
+    let base = format!("http://{server}:{}", ports.plain);
+    Urls {
+        config: format!("{base}/config/{token}/"),
+        config_tls: format!("https://{server}:{}/config/{token}/", ports.tls),
+        report: format!("{base}/agent/v1/report/{token}"),
+        ca_pem: ca_pem.to_owned(),
+        base,
     }
 }
 

@@ -34,9 +34,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::events;
 use crate::controller::{NotWritten, now};
 use crate::serve::Bastion;
-use crate::status::{NodeDetail, NodeStatus, Status};
+use crate::simulate::{Question, Simulation, simulate};
+use crate::status::{NodeDetail, NodeStatus, Status, Why};
 
 /// Connections answered at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
@@ -76,9 +78,9 @@ pub struct Changer(pub String);
 /// A problem document.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Problem {
-    /// The kind of problem; always `about:blank`: the status says enough.
+    /// The kind of problem.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: ProblemKind,
     /// The status in words.
     pub title: String,
     /// The status.
@@ -91,6 +93,14 @@ pub struct Problem {
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
+}
+
+/// The kinds of problems: one, for the status says enough.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum ProblemKind {
+    /// No more than the status.
+    #[serde(rename = "about:blank")]
+    Blank,
 }
 
 /// What a reload did.
@@ -122,12 +132,15 @@ pub fn api(bastion: Arc<Bastion>) -> Router {
         .route("/api/v1/status", get(status))
         .route("/api/v1/nodes", get(nodes))
         .route("/api/v1/nodes/{name}", get(node))
+        .route("/api/v1/nodes/{name}/why", get(why))
         .route("/api/v1/nodes/{name}/approve", post(approve))
         .route("/api/v1/nodes/{name}/reject", post(reject))
         .route("/api/v1/nodes/{name}/cordon", post(cordon))
         .route("/api/v1/nodes/{name}/uncordon", post(uncordon))
         .route("/api/v1/nodes/{name}/reinstall", post(reinstall))
         .route("/api/v1/artifacts", get(artifacts))
+        .route("/api/v1/events", get(events::events))
+        .route("/api/v1/simulate", post(simulated))
         .route("/api/v1/reload", post(reload))
         .fallback(|| async {
             Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path")
@@ -333,7 +346,7 @@ impl Problem {
     /// A problem with its status and what went wrong.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self {
-            kind: "about:blank".to_owned(),
+            kind: ProblemKind::Blank,
             title: status
                 .canonical_reason()
                 .unwrap_or("Unknown status")
@@ -392,6 +405,37 @@ async fn node(
     detail(&bastion, &name).map(Json)
 }
 
+async fn why(
+    _: Reader,
+    State(bastion): Shared,
+    name: axum::extract::Path<String>,
+) -> Result<Json<Why>, Problem> {
+    let name = node_name(&name)?;
+    let site = bastion.controller.snapshot().load();
+    let node = Arc::clone(site.spec().node(&name).ok_or_else(|| unlisted(&name))?);
+    let ledger = bastion.ledger.clone();
+    // The ledger reads the disk, so not on a thread that answers others.
+    let why = tokio::task::spawn_blocking(move || {
+        Why::of(&site, &node, &ledger.history(&node.name), now())
+    });
+    Ok(Json(why.await.expect(
+        "judging a boot does not panic, and nobody aborts it",
+    )))
+}
+
+async fn simulated(
+    _: Reader,
+    State(bastion): Shared,
+    question: Result<Json<Question>, axum::extract::rejection::JsonRejection>,
+) -> Result<Json<Simulation>, Problem> {
+    let Json(question) =
+        question.map_err(|refused| Problem::new(StatusCode::BAD_REQUEST, refused.body_text()))?;
+    let site = bastion.controller.snapshot().load();
+    simulate(&site, &bastion.stand(), &question, now())
+        .map(Json)
+        .map_err(|why| Problem::new(StatusCode::BAD_REQUEST, why))
+}
+
 /// The digests that the site in force may serve.
 async fn artifacts(_: Reader, State(bastion): Shared) -> Json<BTreeSet<Digest>> {
     let site = bastion.controller.snapshot().load();
@@ -407,7 +451,7 @@ async fn approve(
     State(bastion): Shared,
     name: axum::extract::Path<String>,
 ) -> Result<Json<NodeDetail>, Problem> {
-    act(&bastion, &name, by, "approve", Event::Approved).await
+    act(&bastion, &name, by, "approve", None, Event::Approved).await
 }
 
 async fn reject(
@@ -415,7 +459,7 @@ async fn reject(
     State(bastion): Shared,
     name: axum::extract::Path<String>,
 ) -> Result<Json<NodeDetail>, Problem> {
-    act(&bastion, &name, by, "reject", Event::Rejected).await
+    act(&bastion, &name, by, "reject", None, Event::Rejected).await
 }
 
 async fn cordon(
@@ -423,7 +467,7 @@ async fn cordon(
     State(bastion): Shared,
     name: axum::extract::Path<String>,
 ) -> Result<Json<NodeDetail>, Problem> {
-    act(&bastion, &name, by, "cordon", Event::Cordoned).await
+    act(&bastion, &name, by, "cordon", None, Event::Cordoned).await
 }
 
 async fn uncordon(
@@ -431,7 +475,7 @@ async fn uncordon(
     State(bastion): Shared,
     name: axum::extract::Path<String>,
 ) -> Result<Json<NodeDetail>, Problem> {
-    act(&bastion, &name, by, "uncordon", Event::Uncordoned).await
+    act(&bastion, &name, by, "uncordon", None, Event::Uncordoned).await
 }
 
 async fn reinstall(
@@ -446,7 +490,8 @@ async fn reinstall(
     })?;
     let Consent { disk, seconds } = consent;
     let who = by.0.clone();
-    act(&bastion, &name, by, "reinstall", |node| {
+    let said = format!("disk {disk} may be lost within {seconds} s");
+    act(&bastion, &name, by, "reinstall", Some(said), |node| {
         Event::PermitGiven {
             node,
             disk,
@@ -467,18 +512,13 @@ async fn act(
     name: &str,
     by: Changer,
     act: &'static str,
+    said: Option<String>,
     event: impl FnOnce(NodeName) -> Event,
 ) -> Result<Json<NodeDetail>, Problem> {
     let name = node_name(name)?;
     // Also tells an unknown machine from a refusal.
     detail(bastion, &name)?;
     let event = event(name.clone());
-    let said = match &event {
-        Event::PermitGiven { disk, seconds, .. } => {
-            Some(format!("disk {disk} may be lost within {seconds} s"))
-        }
-        _ => None,
-    };
     if let Outcome::Refused(why) = bastion.controller.apply(event).await? {
         return Err(Problem::new(StatusCode::CONFLICT, why));
     }
@@ -501,9 +541,11 @@ fn node_name(text: &str) -> Result<NodeName, Problem> {
 
 fn detail(bastion: &Bastion, name: &NodeName) -> Result<NodeDetail, Problem> {
     let site = bastion.controller.snapshot().load();
-    let node = site.spec().node(name).ok_or_else(|| {
-        Problem::new(StatusCode::NOT_FOUND, format!("{name} is not listed"))
-            .with_remedy("`reveille node list` shows who is")
-    })?;
+    let node = site.spec().node(name).ok_or_else(|| unlisted(name))?;
     Ok(NodeDetail::of(&site, node, now()))
+}
+
+fn unlisted(name: &NodeName) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, format!("{name} is not listed"))
+        .with_remedy("`reveille node list` shows who is")
 }

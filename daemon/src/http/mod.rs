@@ -13,11 +13,13 @@
 //! very connection that brought the script: iPXE keeps one for everything.
 
 mod artifact;
-mod boot;
+pub(crate) mod boot;
 mod connection;
 pub mod control;
+pub mod events;
 mod listen;
 mod report;
+pub mod web;
 mod wire;
 
 use std::borrow::Cow;
