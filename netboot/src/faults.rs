@@ -9,7 +9,9 @@ use std::sync::Arc;
 use crate::net::{NetworkName, nearest};
 use crate::node::NodeSpec;
 use crate::node::uuid_is_sound;
-use crate::spec::{Item, Mode, NODES_MAX, Network, Profile, SiteParts, SiteSpec, SpecFault};
+use crate::spec::{
+    Item, Mode, NODES_MAX, Network, Profile, Purpose, SiteParts, SiteSpec, SpecFault,
+};
 
 impl SiteSpec {
     /// Joins the parts, or names every contradiction between them.
@@ -85,17 +87,30 @@ fn faults(parts: &SiteParts) -> Vec<SpecFault> {
         let Some(discovery) = &network.discovery else {
             continue;
         };
-        if !parts
+        let item = Item::Network(index);
+        match parts
             .profiles
             .iter()
-            .any(|profile| profile.name == *discovery)
+            .find(|profile| profile.name == *discovery)
         {
-            found.push(unknown_profile(
-                Item::Network(index),
+            None => found.push(unknown_profile(
+                item,
                 "discovery",
                 discovery.as_str(),
                 &parts.profiles,
-            ));
+            )),
+            Some(profile) if profile.purpose == Purpose::Install => {
+                let problem = "writes a disk, and a machine that is not listed must never lose one"
+                    .to_owned();
+                found.push(fault(
+                    item,
+                    "discovery",
+                    discovery,
+                    problem,
+                    "give the profile `purpose: live`",
+                ));
+            }
+            Some(_) => {}
         }
     }
     found
@@ -131,6 +146,11 @@ fn network_faults(networks: &[Network], found: &mut Vec<SpecFault>) {
                     problem,
                     "give each network addresses of its own",
                 ));
+            }
+            if earlier.link == network.link && !earlier.relayed && !network.relayed {
+                let problem = format!("is already the link of network {}", earlier.name);
+                let remedy = "put each network on a link of its own, or mark one as relayed";
+                found.push(fault(item, "link", &network.link, problem, remedy));
             }
         }
         if let Some(range) = network.range {

@@ -343,6 +343,45 @@ impl fmt::Display for Subnet {
     }
 }
 
+/// Where a static route leads: any prefix, 0 to 32 bits, written with its own base address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Destination(ipnet::Ipv4Net);
+
+impl Destination {
+    /// Everywhere: `0.0.0.0/0`.
+    #[must_use]
+    pub fn everywhere() -> Self {
+        Self(ipnet::Ipv4Net::default())
+    }
+
+    /// The prefix as the packet codec takes it.
+    #[must_use]
+    pub fn prefix(self) -> ipnet::Ipv4Net {
+        self.0
+    }
+}
+
+impl FromStr for Destination {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        const RULE: &str = "write it as 10.0.0.0/8, with zero bits after the prefix; a host is /32";
+        let refuse = || Malformed::new("destination", text, RULE);
+        let net: ipnet::Ipv4Net = text.parse().map_err(|_| refuse())?;
+        if net.addr() == net.network() {
+            Ok(Self(net))
+        } else {
+            Err(refuse())
+        }
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
 /// An inclusive run of addresses; the first is not above the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressRange {

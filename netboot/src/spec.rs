@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::loader::LoaderTable;
 use crate::net::{
-    AddressRange, Digest, Hostname, LinkName, MacAddress, NetworkName, NodeName, ProfileName,
-    Subnet,
+    AddressRange, Destination, Digest, Hostname, LinkName, MacAddress, NetworkName, NodeName,
+    ProfileName, Subnet,
 };
 use crate::node::{DiskRule, NodeSpec};
 
@@ -48,7 +48,7 @@ pub struct Network {
     pub mtu: Option<u16>,
     /// Option 121: destination and gateway. Clients that take it ignore option 3 (RFC 3442), so the
     /// answer adds the default route itself.
-    pub routes: Vec<(Subnet, Ipv4Addr)>,
+    pub routes: Vec<(Destination, Ipv4Addr)>,
     /// Option 51, 120 to 31,536,000 seconds.
     pub lease_seconds: u32,
     /// Raw options by code, sent when asked for.

@@ -58,8 +58,7 @@ fn spec(purpose: Purpose, admission: AdmissionPolicy, mode: Mode) -> SiteSpec {
         options: BTreeMap::new(),
         loaders: BTreeMap::new(),
         quiet_ipv6: false,
-        // A discovery profile that writes a disk must never be booted, even when the files ask for it.
-        discovery: Some("only".parse().unwrap()),
+        discovery: (purpose == Purpose::Live).then(|| "only".parse().unwrap()),
     };
     let profile = Profile {
         name: "only".parse().unwrap(),

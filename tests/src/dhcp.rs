@@ -42,7 +42,7 @@ pub fn network(mode: Mode) -> Network {
         search: vec!["lab.example".parse().expect("a domain")],
         mtu: Some(1400),
         routes: vec![(
-            "192.0.2.0/24".parse().expect("a subnet"),
+            "192.0.2.0/24".parse().expect("a destination"),
             Ipv4Addr::new(10, 107, 0, 253),
         )],
         lease_seconds: 3600,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use netboot::net::{Malformed, NetworkName, Subnet};
+use netboot::net::{Destination, Malformed, NetworkName};
 use netboot::spec::{AdmissionPolicy, Mode, Network};
 
 use super::fault::{Faults, Place};
@@ -279,7 +279,7 @@ fn network(entry: &file::Network, place: Place, faults: &Faults) -> Option<Netwo
 fn static_routes(
     given: &Given<Vec<Given<file::Route>>>,
     faults: &Faults,
-) -> Vec<(Subnet, Ipv4Addr)> {
+) -> Vec<(Destination, Ipv4Addr)> {
     let mut routes = Vec::new();
     for (place, route) in given.value().into_iter().flatten().filter_map(Given::good) {
         let to = need(faults, "to", &route.to, place);

@@ -10,6 +10,7 @@ use super::answer::{Port, Question};
 use super::options::{Header, Writer};
 use super::pxe::{BootFile, NO_PROXY_DHCP, vendor_options};
 use crate::loader::Client;
+use crate::net::Destination;
 use crate::spec::{Mode, Network};
 
 impl Question<'_, '_> {
@@ -156,17 +157,18 @@ impl Question<'_, '_> {
 /// RFC 3442: "If the DHCP server returns both a Classless Static Routes option and a Router option,
 /// the DHCP client MUST ignore the Router option." So the default route is one of them.
 fn routes(network: &Network) -> Vec<(Ipv4Net, Ipv4Addr)> {
-    let net =
-        |address, prefix| Ipv4Net::new(address, prefix).expect("a subnet's prefix is at most 30");
-    let mut routes: Vec<_> = network
+    let default = network
+        .router
+        .map(|router| (Destination::everywhere(), router));
+    let named = |(to, _): &(Destination, Ipv4Addr)| *to == Destination::everywhere();
+    let default = default.filter(|_| !network.routes.iter().any(named));
+    network
         .routes
         .iter()
-        .map(|(subnet, gateway)| (net(subnet.network(), subnet.prefix()), *gateway))
-        .collect();
-    if let Some(router) = network.router {
-        routes.push((net(Ipv4Addr::UNSPECIFIED, 0), router));
-    }
-    routes
+        .copied()
+        .chain(default)
+        .map(|(to, via)| (to.prefix(), via))
+        .collect()
 }
 
 /// Options whose value follows from the exchange itself; the site's raw options may not replace them.
