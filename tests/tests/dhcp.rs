@@ -1,12 +1,17 @@
 //! Real DHCP clients against the daemon, each in a namespace of its own: what they end up with is what counts.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
+use dhcproto::v4::{DhcpOption, Message, OptionCode};
+use dhcproto::{Decodable, Decoder};
+use netboot::boot::CHAINLOADS_MAX;
+use netboot::net::MacAddress;
+use netboot::site::SIGHTINGS_MAX;
 use netboot::spec::{Mode, SiteSpec};
 use tests::dhcp::{self, Bastion, address, mac};
-use tests::lab::{LINK, Lab};
+use tests::lab::{LINK, Lab, until};
 use tests::netns::Netns;
 use tests::process;
 use tests::qemu::{Firmware, Hardware};
@@ -310,4 +315,126 @@ fn beside_a_running_server_real_firmware_takes_the_address_there_and_the_script_
         "{question}"
     );
     assert_eq!((bastion.total("ack"), bastion.total("nak")), (0, 0));
+}
+
+/// Messages of machines that nobody built, sent as a relay would: for counts that no real client reaches in a test.
+struct Relay {
+    socket: UdpSocket,
+    next: u32,
+}
+
+impl Relay {
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 107, 0, 66);
+
+    fn on(netns: &Netns) -> Self {
+        netns.ip(&format!("addr add {}/16 dev eth0", Self::ADDRESS));
+        let socket = netns.run(|| UdpSocket::bind((Self::ADDRESS, 67)).unwrap());
+        socket.connect((dhcp::SERVER, 67)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        Self { socket, next: 1 }
+    }
+
+    /// Sends a message of this type with these options under a transaction of its own.
+    fn send(&mut self, mac: [u8; 6], kind: u8, options: &[u8]) {
+        let mut bytes = vec![0; 240];
+        bytes[..4].copy_from_slice(&[1, 1, 6, 1]);
+        bytes[4..8].copy_from_slice(&self.next.to_be_bytes());
+        bytes[24..28].copy_from_slice(&Self::ADDRESS.octets());
+        bytes[28..34].copy_from_slice(&mac);
+        bytes[236..].copy_from_slice(&[99, 130, 83, 99]);
+        bytes.extend([53, 1, kind]);
+        bytes.extend(options);
+        bytes.push(255);
+        self.next += 1;
+        self.socket.send(&bytes).unwrap();
+    }
+
+    /// The boot file of the reply to a REQUEST with these options.
+    fn boot_file(&mut self, mac: MacAddress, address: Ipv4Addr, options: &[u8]) -> String {
+        let mut all = [
+            &[54, 4],
+            &dhcp::SERVER.octets()[..],
+            &[50, 4],
+            &address.octets(),
+        ]
+        .concat();
+        all.extend(options);
+        self.send(mac.octets(), 3, &all);
+        let mut reply = [0; 1500];
+        let length = self.socket.recv(&mut reply).unwrap();
+        let said = Message::decode(&mut Decoder::new(&reply[..length])).unwrap();
+        match said.opts().get(OptionCode::BootfileName) {
+            Some(DhcpOption::BootfileName(name)) => String::from_utf8_lossy(name).into_owned(),
+            _ => String::new(),
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_is_sent_a_loader_again_and_again_is_stopped_until_it_asks_as_ipxe() {
+    let (server, other) = cable("52:54:00:cc:00:02");
+    let mut bastion = Bastion::serving(&server, reserved());
+    let mut relay = Relay::on(&other);
+    let pxe = [&[93, 2, 0, 7, 60, 9][..], b"PXEClient"].concat();
+    for count in 0..CHAINLOADS_MAX {
+        assert_eq!(
+            relay.boot_file(mac(1), address(1), &pxe),
+            "snponly.efi\0",
+            "loader {count}"
+        );
+    }
+    assert_eq!(relay.boot_file(mac(1), address(1), &pxe), "");
+    until(
+        "the ledger to name the loop",
+        Duration::from_secs(10),
+        || {
+            std::iter::from_fn(|| bastion.entries.try_recv().ok())
+                .any(|entry| format!("{:?}", entry.fact).contains("chain-loop"))
+        },
+    );
+    assert_eq!(
+        relay.boot_file(mac(2), address(2), &pxe),
+        "snponly.efi\0",
+        "another machine"
+    );
+    let ipxe = [&pxe[..], &[77, 4], b"iPXE"].concat();
+    assert!(
+        relay
+            .boot_file(mac(1), address(1), &ipxe)
+            .contains("script.ipxe")
+    );
+    assert_eq!(
+        relay.boot_file(mac(1), address(1), &pxe),
+        "snponly.efi\0",
+        "a new count"
+    );
+}
+
+#[test]
+fn strangers_by_the_thousand_are_counted_and_not_remembered() {
+    const STRANGERS: u32 = 20_000;
+    let (server, other) = cable("52:54:00:cc:00:02");
+    let bastion = Bastion::serving(&server, reserved());
+    let mut relay = Relay::on(&other);
+    for number in 0..STRANGERS {
+        let [a, b, c, d] = number.to_be_bytes();
+        relay.send([0x52, 0xee, a, b, c, d], 3, &[50, 4, 10, 107, 9, 9]);
+        if number % 256 == 0 {
+            bastion.wait_until("the queue is short", |bastion| {
+                bastion.ignored("not_listed") + 512 > u64::from(number)
+            });
+        }
+    }
+    bastion.wait_until("all are counted", |bastion| {
+        bastion.ignored("not_listed") == u64::from(STRANGERS)
+    });
+    assert!(bastion.controller.snapshot().load().sightings().count() <= SIGHTINGS_MAX);
+    let pxe = [&[93, 2, 0, 7, 60, 9][..], b"PXEClient"].concat();
+    assert_eq!(
+        relay.boot_file(mac(1), address(1), &pxe),
+        "snponly.efi\0",
+        "and machines are served"
+    );
 }
