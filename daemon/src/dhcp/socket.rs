@@ -29,6 +29,10 @@ const EXPRESS_QUEUE: usize = 8 << 20;
 const DISCOVER_QUEUE: usize = 384 << 10;
 const BOOT_SERVER_QUEUE: usize = 1 << 20;
 
+// Instructions of classic BPF (linux/bpf_common.h) that both programs use.
+const JUMP_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+
 /// The open sockets of one link.
 #[derive(Debug)]
 pub(super) struct Sockets {
@@ -88,8 +92,7 @@ fn bind(link: &str, port: u16, queue: usize, share: Option<Share>) -> anyhow::Re
             Share::Express => (0, u32::MAX),
             Share::Discover => (u32::MAX, 0),
         };
-        // A socket's filter sees the UDP header before the message.
-        socket.attach_filter(&by_message_type(8, discover, other))?;
+        socket.attach_filter(&own_broadcasts(discover, other))?;
     }
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
     socket.bind(&any.into())?;
@@ -108,15 +111,28 @@ fn steer(socket: &Socket) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A socket's filter: of broadcasts its share, of unicast all that it is given. Should the kernel ever
+/// count the two sockets the other way round, packets are sorted badly, and none is lost.
+fn own_broadcasts(discover: u32, other: u32) -> Vec<SockFilter> {
+    const LOAD_PACKET_TYPE: (u16, u32) = (0x30, 0xffff_f000 + 4);
+    const BROADCAST: u32 = 1;
+    let mut program = vec![
+        SockFilter::new(LOAD_PACKET_TYPE.0, 0, 0, LOAD_PACKET_TYPE.1),
+        SockFilter::new(JUMP_EQUAL, 1, 0, BROADCAST),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ];
+    // The filter sees the UDP header before the message.
+    program.extend(by_message_type(8, discover, other));
+    program
+}
+
 /// A classic BPF program: `discover` for a message whose first option says DHCPDISCOVER, `other` for
 /// everything else. Every client seen puts option 53 first; one that does not is merely not sorted.
 fn by_message_type(offset: u32, discover: u32, other: u32) -> [SockFilter; 8] {
     const LOAD_LENGTH: u16 = 0x80;
     const LOAD_HALF: u16 = 0x28;
     const LOAD_BYTE: u16 = 0x30;
-    const JUMP_EQUAL: u16 = 0x15;
     const JUMP_GREATER_EQUAL: u16 = 0x35;
-    const RETURN: u16 = 0x06;
     const FIRST_OPTION: u32 = 240;
     let step = SockFilter::new;
     [
@@ -129,4 +145,61 @@ fn by_message_type(offset: u32, discover: u32, other: u32) -> [SockFilter; 8] {
         step(RETURN, 0, 0, other),
         step(RETURN, 0, 0, discover),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Inbox;
+    use std::net::UdpSocket;
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    fn ip(words: &str) {
+        let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+        assert!(status.success(), "ip {words}");
+    }
+
+    fn first_types(inbox: &mut Inbox, socket: &Socket, expected: usize) -> Vec<u8> {
+        let mut types = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while types.len() < expected && Instant::now() < deadline {
+            for at in 0..inbox.receive(socket).unwrap() {
+                types.push(inbox.datagram(at).bytes.get(242).copied().unwrap_or(0));
+            }
+        }
+        types
+    }
+
+    /// In a network namespace that ends with its thread, because it takes port 67.
+    #[test]
+    fn discovers_wait_in_one_queue_and_everything_else_in_the_other() {
+        let sorted = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("this test makes a network namespace: run it as root");
+            ip("link add eth0 type veth peer name far0");
+            ip("link set eth0 up");
+            ip("link set far0 up");
+            let sockets = open("eth0", 0).unwrap();
+            let client = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+            client.bind_device(Some(b"far0")).unwrap();
+            client.set_broadcast(true).unwrap();
+            let client = UdpSocket::from(client);
+            let mut message = vec![0; 300];
+            for first_option in [[53, 1, 1], [53, 1, 3], [53, 1, 1], [61, 1, 1], [53, 1, 8]] {
+                message[240..243].copy_from_slice(&first_option);
+                client.send_to(&message, "255.255.255.255:67").unwrap();
+            }
+            client.send_to(b"short", "255.255.255.255:67").unwrap();
+            let mut inbox = Inbox::new(8, 512);
+            let discover = first_types(&mut inbox, &sockets.discover, 2);
+            let express = first_types(&mut inbox, &sockets.express, 4);
+            let left = inbox.receive(&sockets.discover).unwrap();
+            (discover, express, left)
+        });
+        let (discover, express, left) = sorted.join().unwrap();
+        assert_eq!(discover, [1, 1]);
+        assert_eq!(express, [3, 1, 8, 0], "the second has another option first");
+        assert_eq!(left, 0, "nothing is queued twice");
+    }
 }
