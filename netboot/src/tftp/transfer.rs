@@ -229,9 +229,10 @@ impl Transfer {
         self.acked <= 4 * u64::from(self.agreed.window)
     }
 
-    /// Most windows had to go out again: this client or its path cannot take them.
+    /// As many windows went out again as went out: this client or its path cannot take them. A path that
+    /// merely loses a packet in a hundred stays below that, and keeps its windows.
     pub(super) fn limps(&self) -> bool {
-        self.windows >= 16 && self.rewinds * 2 > self.windows
+        self.windows >= 16 && self.rewinds >= self.windows
     }
 
     pub(super) fn unanswered(&self) -> bool {
