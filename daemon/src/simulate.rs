@@ -233,13 +233,10 @@ impl Asked<'_> {
             BootDecision::LocalDisk => ("200, leaves for its disk".to_owned(), words.local_disk()),
             BootDecision::Hold(hold) => (
                 format!(
-                    "200, shows why it waits; asked again: 503, Retry-After: {}",
+                    "503, Retry-After: {}",
                     netboot::ipxe::retry_after_seconds(self.question.mac)
                 ),
-                netboot::ipxe::hold(
-                    &hold.to_string(),
-                    &netboot::ipxe::script_url(&self.urls().base, self.question.mac),
-                ),
+                format!("{hold}\n"),
             ),
             BootDecision::Refuse(refused) => (
                 "200, refused".to_owned(),

@@ -167,9 +167,8 @@ pub fn reveille() -> &'static str {
             "--quiet",
             "--package",
             "daemon",
-            "--package",
-            "agents",
-            "--bins",
+            "--bin",
+            "reveille",
             "--profile",
             profile,
         ]);

@@ -2,9 +2,12 @@
 //!
 //! Touches: a laboratory of its own for each boot. The reference is dnsmasq and nginx with hand-written configuration.
 
+use std::fs;
+
 use anyhow::{Context as _, Result};
-use tests::lab::Lab;
-use tests::qemu::{Firmware, Hardware};
+use tests::bastion::Bastion;
+use tests::lab::{LINK, Lab, PREFIX, asset};
+use tests::qemu::{Firmware, Hardware, mac};
 use tests::reference::Reference;
 
 use crate::Plan;
@@ -16,7 +19,7 @@ const MARKER: &str = "node: kernel up";
 
 type Boot = fn(Firmware) -> Result<f64>;
 
-const SERVERS: &[(&str, Boot)] = &[("dnsmasq and nginx", reference)];
+const SERVERS: &[(&str, Boot)] = &[("Reveille", reveille), ("dnsmasq and nginx", reference)];
 
 const FIRMWARE: &[(&str, Firmware)] = &[
     ("BIOS, iPXE in ROM", Firmware::Bios),
@@ -40,6 +43,43 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Table>> {
 fn reference(firmware: Firmware) -> Result<f64> {
     let lab = Lab::flat(1);
     let _servers = Reference::start(&lab, &["base.img"], KERNEL_ARGUMENTS);
+    Ok(power_on(&lab, firmware))
+}
+
+fn reveille(firmware: Firmware) -> Result<f64> {
+    let lab = Lab::flat(1);
+    let site = lab.path("written");
+    fs::create_dir_all(site.join("profiles"))?;
+    fs::write(
+        site.join("site.yaml"),
+        format!("site: bench\nnetworks:\n  - name: provisioning\n    link: {LINK}\n    subnet: 10.107.0.0/{PREFIX}\n"),
+    )
+    .context("writing site.yaml")?;
+    fs::write(
+        site.join("machines.yaml"),
+        format!(
+            "machines:\n  - {{ name: node-00, mac: \"{}\", address: 10.107.0.50, profile: live }}\n",
+            mac(0)
+        ),
+    )
+    .context("writing machines.yaml")?;
+    let arguments: Vec<String> = KERNEL_ARGUMENTS
+        .split(' ')
+        .map(|word| format!("\"{word}\""))
+        .collect();
+    fs::write(
+        site.join("profiles/live.yaml"),
+        format!(
+            "kernel: vmlinuz\ninitrds: [base.img]\narguments: [{}]\npurpose: live\n",
+            arguments.join(", ")
+        ),
+    )
+    .context("writing a profile")?;
+    let mut bastion = Bastion::new(&lab, &site);
+    for name in ["vmlinuz", "base.img"] {
+        bastion.import(&asset(name), name);
+    }
+    bastion.start();
     Ok(power_on(&lab, firmware))
 }
 

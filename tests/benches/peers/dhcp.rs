@@ -33,6 +33,7 @@ const COLUMNS: &[Column] = &[
 type Configure = fn(&Path, &[Machine]) -> Result<Command>;
 
 const SERVERS: &[(&str, Configure)] = &[
+    ("Reveille", crate::reveille::dhcp),
     ("dnsmasq, lease file", dnsmasq_persisted),
     ("dnsmasq --leasefile-ro", dnsmasq_forgetful),
     ("Kea, memfile persisted", kea),

@@ -31,7 +31,10 @@ pub(crate) struct Site {
 
 type Configure = fn(&Path) -> Result<Site>;
 
-const SERVERS: &[(&str, Configure)] = &[("nginx, sendfile", nginx)];
+const SERVERS: &[(&str, Configure)] = &[
+    ("Reveille", crate::reveille::http),
+    ("nginx, sendfile", nginx),
+];
 
 /// Names and sizes of the artefacts that every server offers.
 pub(crate) const FILES: &[(&str, u64)] = &[

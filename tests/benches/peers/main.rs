@@ -12,6 +12,7 @@ mod dhcp_load;
 mod http;
 mod http_load;
 mod lab;
+mod reveille;
 mod table;
 mod tftp;
 mod tftp_load;
@@ -89,8 +90,27 @@ fn main() -> Result<()> {
     if plan.has("boot") {
         tables.extend(boot::measure(&plan)?);
     }
-    for table in &tables {
+    println!("{}", circumstances(&plan));
+    for table in tables.iter().filter(|table| !table.is_empty()) {
         println!("{}", table.markdown());
     }
     Ok(())
+}
+
+/// The machine that the figures are of.
+fn circumstances(plan: &Plan) -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.map_or("unknown".to_owned(), |value| {
+            value.trim_matches([' ', '\t', ':', '=', '"']).to_owned()
+        })
+    };
+    format!(
+        "{}, one core for the server and one for the load; Linux {}; peers as {} packages them; medians of {} with the range.\n",
+        field(&read("/proc/cpuinfo"), "model name"),
+        read("/proc/sys/kernel/osrelease").trim(),
+        field(&read("/etc/os-release"), "PRETTY_NAME"),
+        plan.rounds,
+    )
 }

@@ -53,6 +53,10 @@ impl Table {
         eprintln!("  {case} · {server}: {}", line.join(", "));
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     pub(crate) fn markdown(&self) -> String {
         let headings: Vec<&str> = self.columns.iter().map(|column| column.0).collect();
         let mut text = format!(

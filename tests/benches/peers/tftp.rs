@@ -31,6 +31,11 @@ struct Peer {
 
 const PEERS: &[Peer] = &[
     Peer {
+        name: "Reveille",
+        configure: crate::reveille::tftp,
+        windows: true,
+    },
+    Peer {
         name: "tftpd-hpa",
         configure: tftpd_hpa,
         windows: false,
@@ -49,9 +54,9 @@ const PEERS: &[Peer] = &[
 
 /// Case, readers, MiB of the file, window, loss in per mille, seconds at most.
 const CASES: &[(&str, usize, usize, u16, u32, u64)] = &[
-    ("1 client, 60 MiB, window 1", 1, 60, 1, 0, 2),
-    ("1 client, 60 MiB, window 16", 1, 60, 16, 0, 2),
-    ("1 client, 60 MiB, window 64", 1, 60, 64, 0, 2),
+    ("1 client, 16 MiB, window 1", 1, 16, 1, 0, 2),
+    ("1 client, 16 MiB, window 16", 1, 16, 16, 0, 2),
+    ("1 client, 16 MiB, window 64", 1, 16, 64, 0, 2),
     ("50 clients, 1 MiB, window 1", 50, 1, 1, 0, 4),
     ("50 clients, 1 MiB, window 16", 50, 1, 16, 0, 4),
     ("100 clients, 1 MiB, window 1", 100, 1, 1, 0, 5),
@@ -62,7 +67,7 @@ const CASES: &[(&str, usize, usize, u16, u32, u64)] = &[
 ];
 
 /// The sizes of the files that every server offers, in MiB; the file of size 1 is called `1`.
-pub(crate) const FILES: &[usize] = &[1, 16, 60];
+pub(crate) const FILES: &[usize] = &[1, 16];
 
 pub(crate) fn measure(lab: &Lab, plan: &Plan) -> Result<Vec<Table>> {
     let mut table = Table::new("TFTP, block size 1468", COLUMNS);
@@ -102,13 +107,21 @@ fn one(lab: &Lab, command: &Command, case: &Case) -> Result<Vec<f64>> {
     server.wait(|| lab.load(|| answered("1")))?;
     let meter = server.meter();
     let before = meter.cpu()?;
-    let load = case.clone();
-    let report = lab.load(move || read(&load))?;
+    let (mut bytes, mut elapsed, mut failed, mut run) = (0, Duration::ZERO, 0, 0);
+    // What is over in a moment is done again, for a figure of a second at least.
+    while elapsed < Duration::from_secs(1) {
+        let load = case.clone();
+        let report = lab.load(move || read(&load, run))?;
+        run += 1;
+        bytes += report.bytes;
+        elapsed += report.elapsed;
+        failed += report.failed;
+    }
     let used = meter.cpu()?.saturating_sub(before).as_secs_f64();
     server.alive()?;
-    let gib = report.bytes as f64 / f64::from(1 << 30);
-    let rate = report.bytes as f64 / 1e6 / report.elapsed.as_secs_f64();
-    Ok(vec![rate, used / gib, report.failed as f64])
+    let gib = bytes as f64 / f64::from(1 << 30);
+    let rate = bytes as f64 / 1e6 / elapsed.as_secs_f64();
+    Ok(vec![rate, used / gib, failed as f64])
 }
 
 /// Fills `directory` with the files of [`FILES`].

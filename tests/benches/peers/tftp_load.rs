@@ -8,7 +8,7 @@
 //!
 //! A reader behaves as boot firmware does: it waits one second before it says its last word again and
 //! gives up after five times. Where a case has loss, the load drops packets itself, in both directions
-//! and from a fixed seed, because not every kernel has a lossy queue.
+//! and from fixed seeds, because not every kernel has a lossy queue.
 
 use std::io::IoSliceMut;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
@@ -50,6 +50,8 @@ struct Reader {
     socket: UdpSocket,
     peer: Option<SocketAddr>,
     next: u64,
+    /// What the server granted: one block, unless its OACK said more.
+    window: u16,
     in_window: u16,
     repaired: Option<(u64, Instant)>,
     due: Instant,
@@ -65,12 +67,12 @@ enum State {
     Failed,
 }
 
-/// Reads the case's file with all its clients at once.
-pub(crate) fn read(case: &Case) -> Result<Report> {
+/// Reads the case's file with all its clients at once; `run` chooses the packets that are lost.
+pub(crate) fn read(case: &Case, run: u64) -> Result<Report> {
     let start = Instant::now();
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let mut dice = Dice {
-        state: 0x2545_F491_4F6C_DD1D,
+        state: 0x2545_F491_4F6C_DD1D ^ run.wrapping_mul(0x9E37_79B9_7F4A_7C15),
         per_mille: case.lost_per_mille,
     };
     let mut readers = Vec::new();
@@ -87,6 +89,7 @@ pub(crate) fn read(case: &Case) -> Result<Report> {
             socket,
             peer: None,
             next: 0,
+            window: 1,
             in_window: 0,
             repaired: None,
             due: start,
@@ -180,6 +183,7 @@ impl Reader {
             // A repeated OACK means that ACK 0 was lost.
             6 if self.next <= 1 => {
                 self.next = 1;
+                self.window = granted(&packet[2..]).unwrap_or(1);
                 self.speak(case, dice);
             }
             _ => {}
@@ -196,7 +200,7 @@ impl Reader {
             if data.len() < BLOCK {
                 self.state = State::Done;
             }
-            if self.in_window >= case.window || self.state == State::Done {
+            if self.in_window >= self.window || self.state == State::Done {
                 self.speak(case, dice);
             }
             return;
@@ -205,7 +209,7 @@ impl Reader {
         // Once per gap, or the sender would start again for each packet behind it.
         let now = Instant::now();
         let said = self.repaired.is_some_and(|(next, at)| {
-            next == self.next && case.window > 1 && now.duration_since(at) < REPAIR
+            next == self.next && self.window > 1 && now.duration_since(at) < REPAIR
         });
         if !said {
             self.repaired = Some((self.next, now));
@@ -243,6 +247,18 @@ impl Reader {
     }
 }
 
+/// The window size that an OACK names.
+fn granted(options: &[u8]) -> Option<u16> {
+    let mut words = options.split(|byte| *byte == 0);
+    while let Some(name) = words.next() {
+        let value = words.next()?;
+        if name.eq_ignore_ascii_case(b"windowsize") {
+            return std::str::from_utf8(value).ok()?.parse().ok();
+        }
+    }
+    None
+}
+
 fn request(case: &Case) -> Vec<u8> {
     let mut words = vec![
         case.file.clone(),
@@ -262,7 +278,7 @@ fn request(case: &Case) -> Vec<u8> {
     packet
 }
 
-/// xorshift64: the same losses in every run.
+/// xorshift64: the same losses for the same seed.
 struct Dice {
     state: u64,
     per_mille: u32,
@@ -290,5 +306,5 @@ pub(crate) fn answered(file: &str) -> Result<bool> {
         lost_per_mille: 0,
         limit,
     };
-    Ok(read(&case)?.bytes > 0)
+    Ok(read(&case, 0)?.bytes > 0)
 }
