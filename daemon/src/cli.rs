@@ -45,6 +45,9 @@ enum Command {
     /// Keep the boot artefacts: kernels, ramdisks, loaders
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Save what was seen of the machines, bring it back, settle what was lost
+    #[command(subcommand)]
+    State(StateCommand),
     /// Print the version
     Version,
     /// Print the completion script of a shell
@@ -170,6 +173,23 @@ pub enum NodeCommand {
     },
 }
 
+/// What can be done about the records of what was seen.
+#[derive(Debug, Subcommand)]
+pub enum StateCommand {
+    /// Write the records to a file in the state directory's exports, and print its name
+    Export(Socket),
+    /// Replace the records of a stopped daemon by an export; machines then wait for approval
+    Import {
+        /// The export
+        file: PathBuf,
+        /// The daemon's state directory
+        #[arg(long, env = "REVEILLE_STATE", default_value = serve::STATE, value_name = "DIR")]
+        state: PathBuf,
+    },
+    /// After a lost or restored store: take what is left for all there is, and hold no machine back for it
+    Accept(Socket),
+}
+
 /// One machine, looked at.
 #[derive(Debug, Args)]
 pub struct OneNode {
@@ -283,6 +303,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Events(options) => client::events(&options),
         Command::Simulate(options) => client::simulate(&options),
         Command::Image(command) => image::run(command),
+        Command::State(command) => client::state(command),
         Command::Version => print(&format!("reveille {}\n", env!("CARGO_PKG_VERSION"))),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -20,14 +20,16 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::cli::{
-    EventsOptions, Exit, Failure, NodeCommand, SimulateOptions, Socket, StatusOptions, print,
+    EventsOptions, Exit, Failure, NodeCommand, SimulateOptions, Socket, StateCommand,
+    StatusOptions, print,
 };
 use crate::config;
 use crate::controller::now;
-use crate::http::control::{Consent, Problem, Reloaded};
+use crate::http::control::{Consent, Exported, Problem, Reloaded};
 use crate::serve::faulty_site;
 use crate::simulate::{self, Stand};
 use crate::status::{NodeDetail, NodeStatus, Status, Why};
+use crate::store;
 use crate::tls::SiteCa;
 
 /// A reload of a large site reads and checks every file first.
@@ -55,6 +57,37 @@ pub fn reload(socket: &Socket) -> Result<(), Failure> {
             ""
         }
     ))
+}
+
+/// `reveille state`
+///
+/// # Errors
+/// [`Failure`]
+pub fn state(command: StateCommand) -> Result<(), Failure> {
+    match command {
+        StateCommand::Export(socket) => {
+            let done: Exported = ask(&socket, &Ask::post("/api/v1/state/export", b""))?;
+            print(&format!("{}\n", done.file.display()))
+        }
+        StateCommand::Import { file, state } => {
+            let memory = store::import(&state, &file).map_err(|error| {
+                let act = format!("importing {} into {}", file.display(), state.display());
+                Failure::of(Exit::Failed, act, &error).with_remedy(
+                    "stop the daemon first, and import a whole file of `reveille state export`",
+                )
+            })?;
+            print(&format!(
+                "{} machines' records at generation {}; start the daemon, approve each machine whose disk may be \
+                 written, then `reveille state accept`\n",
+                memory.records.len(),
+                memory.generation,
+            ))
+        }
+        StateCommand::Accept(socket) => {
+            let () = ask(&socket, &Ask::post("/api/v1/state/accept", b""))?;
+            print("accepted: a listed machine without a record is a new one from here on\n")
+        }
+    }
 }
 
 /// `reveille status`

@@ -474,23 +474,31 @@ async fn export_now_and_then(bastion: Arc<Bastion>, stop: CancellationToken) -> 
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(EXPORT_TIME) => export_state(&bastion).await,
+            () = tokio::time::sleep(EXPORT_TIME) => {
+                // Its failure is in the log and in the status.
+                let _ = export_state(&bastion).await;
+            }
         }
     }
 }
 
-/// Writes the records to a file of their own, which is what is left if the store is ever lost.
-async fn export_state(bastion: &Bastion) {
+/// Writes the records to a file of their own, which is what is left if the store is ever lost, and tells
+/// its name.
+pub(crate) async fn export_state(bastion: &Bastion) -> Option<PathBuf> {
     let site = bastion.controller.snapshot().load();
     let directory = store::exports(&bastion.options.state);
     let written = tokio::task::spawn_blocking(move || store::export::write(&directory, &site))
         .await
         .expect("writing an export does not panic, and nobody aborts it");
     match written {
-        Ok(_) => bastion.health.forget("export"),
+        Ok(file) => {
+            bastion.health.forget("export");
+            Some(file)
+        }
         Err(error) => {
             tracing::warn!(%error, "exporting the records");
             bastion.health.ill("export", error.to_string());
+            None
         }
     }
 }

@@ -233,10 +233,13 @@ impl Asked<'_> {
             BootDecision::LocalDisk => ("200, leaves for its disk".to_owned(), words.local_disk()),
             BootDecision::Hold(hold) => (
                 format!(
-                    "503, Retry-After: {}",
+                    "200, shows why it waits; asked again: 503, Retry-After: {}",
                     netboot::ipxe::retry_after_seconds(self.question.mac)
                 ),
-                format!("{hold}\n"),
+                netboot::ipxe::hold(
+                    &hold.to_string(),
+                    &netboot::ipxe::script_url(&self.urls().base, self.question.mac),
+                ),
             ),
             BootDecision::Refuse(refused) => (
                 "200, refused".to_owned(),

@@ -58,6 +58,9 @@ pub enum Event {
     Cordoned(NodeName),
     /// A person takes it back.
     Uncordoned(NodeName),
+    /// A person takes what is left of a lost store for all that is worth knowing: from here on a listed
+    /// machine without a record is a new one.
+    RecoveryAccepted,
     /// A machine that is not listed wants an address.
     LeaseAsked(LeaseAsked),
     /// It gave the address back.
@@ -133,6 +136,8 @@ pub enum Change {
     Record(NodeName),
     /// A lease, made, changed or gone.
     Lease(Ipv4Addr),
+    /// [`Site::recovered`].
+    Recovery,
 }
 
 /// The answer to an event.
@@ -196,6 +201,7 @@ impl Site {
             }),
             Event::Cordoned(node) => draft.person(&node, |record| record.cordoned = true),
             Event::Uncordoned(node) => draft.person(&node, |record| record.cordoned = false),
+            Event::RecoveryAccepted => draft.recovery_accepted(),
             Event::LeaseAsked(asked) => Outcome::Lease(draft.lease_asked(&asked, now)),
             Event::LeaseReleased { address, mac } => draft.lease_released(address, mac),
             Event::AddressDeclined { address, mac } => draft.address_declined(address, mac, now),
@@ -434,6 +440,16 @@ impl Draft {
             return unknown_node(node);
         }
         self.change(node, edit);
+        Outcome::Done
+    }
+
+    fn recovery_accepted(&mut self) -> Outcome {
+        if self.site.recovered.take().is_none() {
+            return Outcome::Refused(
+                "the store was never lost; there is nothing to accept".to_owned(),
+            );
+        }
+        self.changes.push(Change::Recovery);
         Outcome::Done
     }
 

@@ -2,9 +2,11 @@
 //!
 //! Scripts keep to what every stock build has, Debian's 1.0.0+git-20190125 for BIOS included: GET over
 //! plain HTTP, `kernel`, `initrd`, `boot`, `iseq`, `inc`, `goto`, `sanboot`, `sleep`, `chain`, `exit`.
-//! A hold is no script: it is the sentence that a 503 carries, because iPXE asks again by itself when a
-//! failing status says `Retry-After` (src/net/tcp/httpcore.c, http_parse_retry_after), and keeps no
-//! image in memory while it waits.
+//! A hold is two answers. iPXE asks again by itself, for ever, when a failing status says `Retry-After`
+//! (src/net/tcp/httpcore.c, http_parse_retry_after), but shows nothing of what that status came with. So
+//! the first answer is a script that puts the reason on the console and asks again with the reason's
+//! mark; whoever asks with the mark of the reason in force is answered 503, and waits. A new reason is
+//! a new mark, and is shown.
 //!
 //! Ugly facts. EFI kernels find their initrd by a name in `initrd=`, so files get names of ours that no
 //! two share. A failed fetch is tried again here: leaving would hand the machine to the next boot entry,
@@ -35,6 +37,8 @@ pub struct Said {
     pub serial: Option<String>,
     /// Which build of iPXE it runs.
     pub client: Client,
+    /// The mark of the reason to wait that its console shows.
+    pub held: Option<String>,
 }
 
 /// The path of a machine's script.
@@ -56,6 +60,7 @@ pub fn said(query: &str) -> Said {
         uuid: None,
         serial: None,
         client: Client::Ipxe(Architecture::BIOS),
+        held: None,
     };
     let (mut platform, mut arch) = (String::new(), String::new());
     for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
@@ -63,6 +68,7 @@ pub fn said(query: &str) -> Said {
         match key {
             "uuid" => said.uuid = value.parse().ok(),
             "serial" if !value.trim().is_empty() => said.serial = Some(value.trim().to_owned()),
+            "held" => said.held = Some(value),
             "platform" => platform = value,
             "arch" => arch = value,
             _ => {}
@@ -132,6 +138,31 @@ pub fn local_disk(heading: &str) -> String {
          exit 1\n",
     );
     script
+}
+
+/// Shows why the machine waits, and asks `again`, its script's own URL, with the reason's mark.
+#[must_use]
+pub fn hold(reason: &str, again: &str) -> String {
+    let mut script = opening(reason);
+    let mark = held_mark(reason);
+    let _ = write!(
+        script,
+        "echo Reveille: this machine asks again by itself\n\
+         :again\n\
+         chain --replace --autofree {again}&held={mark} ||\n\
+         sleep 5\n\
+         goto again\n"
+    );
+    script
+}
+
+/// The mark of a reason to wait: FNV-1a of its text, 32 bits. It tells reasons apart and hides nothing.
+#[must_use]
+pub fn held_mark(reason: &str) -> String {
+    let hash = reason.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("{hash:08x}")
 }
 
 /// Says why there is nothing, long enough to be read, and leaves for the firmware's next boot entry.
@@ -232,6 +263,27 @@ mod tests {
     }
 
     #[test]
+    fn a_held_machine_shows_why_and_asks_again_with_the_mark_of_that_reason() {
+        let again = script_url(
+            "http://10.107.0.1:8080",
+            "52:54:00:aa:00:01".parse().unwrap(),
+        );
+        let script = hold("set aside; `reveille node uncordon` lets it boot", &again);
+        assert!(
+            script.contains("echo Reveille: set aside; `reveille node uncordon` lets it boot\n"),
+            "{script}"
+        );
+        let (_, query) = script.split_once("script.ipxe?").unwrap();
+        let (query, _) = query.split_once(" ||").unwrap();
+        let mark = said(query).held.unwrap();
+        assert_eq!(
+            mark,
+            held_mark("set aside; `reveille node uncordon` lets it boot")
+        );
+        assert_ne!(mark, held_mark("3 boots without a success"));
+    }
+
+    #[test]
     fn a_boot_script_names_every_file_by_its_digest_and_no_two_initrds_alike() {
         let arguments = ["console=ttyS0".to_owned(), "a=b\nc".to_owned()];
         let again = "http://10.107.0.1:8080/boot/52-54-00-aa-00-01/script.ipxe";
@@ -285,6 +337,7 @@ mod tests {
             uuid: None,
             serial: None,
             client: Client::Ipxe(Architecture::BIOS),
+            held: None,
         };
         for query in ["", "uuid=&serial=", "serial=%20", "uuid=${uuid}", "&&=&%"] {
             assert_eq!(said(query), nothing, "{query}");

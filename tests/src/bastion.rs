@@ -167,8 +167,9 @@ pub fn reveille() -> &'static str {
             "--quiet",
             "--package",
             "daemon",
-            "--bin",
-            "reveille",
+            "--package",
+            "agents",
+            "--bins",
             "--profile",
             profile,
         ]);

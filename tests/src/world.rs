@@ -553,6 +553,7 @@ impl Durable {
             Change::Record(node) => {
                 self.records.insert(node.clone(), site.record(node).clone());
             }
+            Change::Recovery => {}
             Change::Lease(address) => {
                 match site.leases().find(|(held, _)| *held == address) {
                     Some((_, lease)) => self.leases.insert(*address, lease.clone()),

@@ -496,12 +496,21 @@ fn a_person_s_word_is_in_force_with_the_next_script() {
         assert!(told);
     };
     say(Event::Cordoned("node-4".parse().expect("a name")));
-    until("the cordon to hold it", LIMIT, || {
-        curl(&machine, &[&script(LIVE)]).0 == 503
+    until("the cordon to be shown on the console", LIMIT, || {
+        curl(&machine, &[&script(LIVE)])
+            .1
+            .contains("echo Reveille: set aside")
     });
+    // What iPXE does with the script: it follows the line that asks again.
+    let (_, shown) = curl(&machine, &[&script(LIVE)]);
+    let (_, mark) = shown.split_once("&held=").expect("a way to ask again");
+    let again = format!("{}?held={}", script(LIVE), &mark[..8]);
+    let (status, headers) = curl(&machine, &["--include", &again]);
+    assert_eq!(status, 503, "{headers}");
+    assert!(headers.contains("Retry-After: "), "{headers}");
     say(Event::Uncordoned("node-4".parse().expect("a name")));
     until("it to boot again", LIMIT, || {
-        curl(&machine, &[&script(LIVE)]).0 == 200
+        curl(&machine, &[&again]).0 == 200
     });
     let (status, text) = curl(&machine, &[&format!("{}?serial=OTHER", script(LIVE))]);
     assert_eq!(status, 200);

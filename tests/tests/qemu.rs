@@ -71,6 +71,32 @@ fn a_machine_that_reported_its_install_is_sent_to_its_disk_until_a_person_consen
     expect_ignition(&consented, "bios-01", "lights");
 }
 
+/// U-Boot has a boot script of its own, which an operator imports: Debian 12 has no iPXE for arm64 that could run ours.
+#[test]
+fn u_boot_on_arm64_runs_the_boot_script_that_was_imported() {
+    let lab = Lab::flat(6);
+    let mut bastion = rehearsal(&lab);
+    let (text, script) = (lab.path("boot.txt"), lab.path("boot.scr.uimg"));
+    std::fs::write(
+        &text,
+        "echo laboratory script at ${ipaddr} from ${serverip}\n",
+    )
+    .expect("a script can be written");
+    let [text, image] = [&text, &script].map(|path| path.to_str().expect("paths are text"));
+    lab.netns.output(
+        "mkimage",
+        &[
+            "-A", "arm64", "-T", "script", "-C", "none", "-d", text, image,
+        ],
+    );
+    bastion.import(&script, "loaders/boot.scr.uimg");
+    bastion.start();
+    let machine = rehearsed("arm-01").power_on(&lab);
+    machine.wait_for("laboratory script at 10.107.0.15 from 10.107.0.1");
+    // Without a further word from the script, U-Boot goes on to its EFI loader and asks as UEFI on arm64.
+    machine.wait_for("Filename 'snponly-arm64.efi'");
+}
+
 #[test]
 fn cloud_init_is_seeded_by_the_daemon() {
     let lab = Lab::flat(0);

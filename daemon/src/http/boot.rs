@@ -361,6 +361,10 @@ impl Script<'_> {
 
     fn hold(&self, reason: &str) -> Reply {
         self.note("hold", None, Some(reason));
+        if self.said.held.as_deref() != Some(ipxe::held_mark(reason).as_str()) {
+            let again = ipxe::script_url(&self.server.urls(self.origin, "held").base, self.mac);
+            return script_reply(ipxe::hold(reason, &again));
+        }
         Reply::text(503, format!("{reason}\n")).with(
             "Retry-After",
             ipxe::retry_after_seconds(self.mac).to_string(),

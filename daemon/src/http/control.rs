@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::events;
 use crate::controller::{NotWritten, now};
-use crate::serve::Bastion;
+use crate::serve::{self, Bastion};
 use crate::simulate::{Question, Simulation, simulate};
 use crate::status::{NodeDetail, NodeStatus, Status, Why};
 
@@ -116,6 +116,13 @@ pub struct Reloaded {
     pub restart_needed: bool,
 }
 
+/// Where an export went, on the bastion.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Exported {
+    /// The file.
+    pub file: PathBuf,
+}
+
 /// The words of a consent to lose a disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +149,8 @@ pub fn api(bastion: Arc<Bastion>) -> Router {
         .route("/api/v1/events", get(events::events))
         .route("/api/v1/simulate", post(simulated))
         .route("/api/v1/reload", post(reload))
+        .route("/api/v1/state/accept", post(accept_state))
+        .route("/api/v1/state/export", post(export_state))
         .fallback(|| async {
             Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path")
                 .with_remedy("the README lists the paths under /api/v1")
@@ -504,6 +513,34 @@ async fn reinstall(
 
 async fn reload(by: Changer, State(bastion): Shared) -> Result<Json<Reloaded>, Problem> {
     bastion.reload(&by.0).await.map(Json)
+}
+
+async fn accept_state(by: Changer, State(bastion): Shared) -> Result<Json<()>, Problem> {
+    if let Outcome::Refused(why) = bastion.controller.apply(Event::RecoveryAccepted).await? {
+        return Err(Problem::new(StatusCode::CONFLICT, why));
+    }
+    let Changer(by) = by;
+    tracing::info!(%by, "a person accepted the recovered state");
+    let fact = Fact::Person {
+        act: "accept-state".into(),
+        by,
+        detail: None,
+    };
+    bastion.ledger.note(None, None, fact);
+    Ok(Json(()))
+}
+
+async fn export_state(by: Changer, State(bastion): Shared) -> Result<Json<Exported>, Problem> {
+    let Some(file) = serve::export_state(&bastion).await else {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        return Err(
+            Problem::new(status, "the state could not be exported").with_remedy(
+                "the daemon's log says why; look at the space left on the state directory's disk",
+            ),
+        );
+    };
+    tracing::info!(by = %by.0, file = %file.display(), "the state was exported");
+    Ok(Json(Exported { file }))
 }
 
 /// Applies what a person wants of one machine; it is on disk before they are told.

@@ -458,7 +458,7 @@ fn write_site(engine: &Engine, site: &Site) -> Result<(), EngineError> {
     let leases = site.leases().map(|(address, _)| Change::Lease(*address));
     let mut wanted: BTreeMap<Vec<u8>, Option<Vec<u8>>> = nodes
         .chain(leases)
-        .map(|change| pair(site, &change))
+        .filter_map(|change| pair(site, &change))
         .collect();
     wanted.insert(HEAD.to_vec(), Some(disk::to_json(&Head::of(site))));
     engine.scan(b"", |key, value| match wanted.get(key) {
@@ -476,7 +476,7 @@ fn write_site(engine: &Engine, site: &Site) -> Result<(), EngineError> {
 
 fn write_changes(engine: &Engine, site: &Site, changes: &[Change]) -> Result<(), EngineError> {
     let head = (HEAD.to_vec(), Some(disk::to_json(&Head::of(site))));
-    let changed = changes.iter().map(|change| pair(site, change));
+    let changed = changes.iter().filter_map(|change| pair(site, change));
     engine.write(changed.chain([head]))?;
     engine.sync()
 }
@@ -492,17 +492,19 @@ fn write_head(engine: &Engine, memory: &Memory) -> Result<(), EngineError> {
     write_changes(engine, &Site::restore(Arc::default(), bare), &[])
 }
 
-/// The key of what changed and its value in `site`; no value when it is gone.
-fn pair(site: &Site, change: &Change) -> (Vec<u8>, Option<Vec<u8>>) {
+/// The key of what changed and its value in `site`; no value when it is gone, and no pair for what the
+/// head says, which every commit writes.
+fn pair(site: &Site, change: &Change) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     match change {
-        Change::Record(name) => (
+        Change::Record(name) => Some((
             format!("node/{name}").into_bytes(),
             Some(disk::record_to_json(site.record(name))),
-        ),
-        Change::Lease(address) => (
+        )),
+        Change::Lease(address) => Some((
             format!("lease/{address}").into_bytes(),
             site.lease(*address).map(disk::lease_to_json),
-        ),
+        )),
+        Change::Recovery => None,
     }
 }
 
