@@ -71,6 +71,18 @@ fn a_machine_that_reported_its_install_is_sent_to_its_disk_until_a_person_consen
     expect_ignition(&consented, "bios-01", "lights");
 }
 
+#[test]
+fn a_held_machine_shows_why_on_its_console_and_goes_on_when_a_person_says_so() {
+    let lab = Lab::flat(6);
+    let mut bastion = rehearsal(&lab);
+    bastion.start();
+    bastion.client(&["node", "cordon", "uefi-01"]);
+    let machine = rehearsed("uefi-01").power_on(&lab);
+    machine.wait_for("Reveille: set aside");
+    bastion.client(&["node", "uncordon", "uefi-01"]);
+    machine.wait_for("node: kernel up");
+}
+
 /// U-Boot has a boot script of its own, which an operator imports: Debian 12 has no iPXE for arm64 that could run ours.
 #[test]
 fn u_boot_on_arm64_runs_the_boot_script_that_was_imported() {
