@@ -1,11 +1,14 @@
-//! Quiet IPv6, judged by the kernel's own router discovery and by a real router (dnsmasq).
+//! Quiet IPv6, judged by the kernel's own router discovery, by real firmware and beside a real router (dnsmasq).
 
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use netboot::spec::Mode;
 use tests::dhcp::{self, Bastion};
+use tests::lab::{self, LINK, Lab};
 use tests::netns::Netns;
 use tests::process;
+use tests::qemu::{Firmware, Hardware};
 use tests::timeline::Timeline;
 
 /// A served link, and two more stations on it, whose kernels ask for routers without delay.
@@ -103,4 +106,35 @@ fn beside_a_real_router_nothing_is_said() {
     let told = std::iter::from_fn(|| bastion.entries.try_recv().ok())
         .any(|entry| format!("{:?}", entry.fact).contains("speaks on eth0"));
     assert!(told, "the ledger says why");
+}
+
+/// Without an answer iPXE waits about thirteen seconds between its address and its script.
+#[test]
+fn real_firmware_does_not_wait_for_a_router() {
+    let lab = Lab::flat(2);
+    let mut network = dhcp::network(Mode::Reservation);
+    network.link = LINK.parse().unwrap();
+    network.subnet = "10.107.0.0/24".parse().unwrap();
+    let node = dhcp::node(
+        "node-1",
+        dhcp::mac(1),
+        &network,
+        "10.107.0.11".parse().unwrap(),
+    );
+    let bastion = Bastion::serving(&lab.netns, dhcp::site_of(vec![network], vec![node]));
+    // Stands where the boot HTTP server would: only that somebody comes matters here.
+    let http = lab
+        .netns
+        .run(|| TcpListener::bind((dhcp::SERVER, 8080)).unwrap());
+    http.set_nonblocking(true).unwrap();
+    let machine = Hardware::numbered(1, Firmware::Bios).power_on(&lab);
+    let patience = machine.firmware.patience();
+    lab::until("an address", patience, || bastion.total("ack") > 0);
+    let addressed = Instant::now();
+    lab::until("a question for the script", patience, || {
+        http.accept().is_ok()
+    });
+    let waited = addressed.elapsed();
+    assert!(bastion.quiet.counters().answered() > 0);
+    assert!(waited < Duration::from_secs(10), "it waited {waited:?}");
 }
