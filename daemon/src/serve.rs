@@ -464,7 +464,6 @@ async fn end_in_time(what: &str, limit: Duration, ending: impl Future) {
         tracing::debug!("{what} did not end within {limit:?} and is cut off");
     }
 }
-}
 
 /// An error of one act, as a failure of the whole.
 fn failed<E: std::error::Error>(act: &'static str) -> impl Fn(E) -> Failure {
