@@ -41,7 +41,7 @@ const NODE_MINUTE_MAX: u32 = 256;
 const OTHERS_MINUTE_MAX: u32 = 1024;
 /// DHCP entries of all machines together in one second: thousands that ask at once must not have the core
 /// busy with their story when it should answer them.
-const DHCP_SECOND_MAX: u32 = 8192;
+const DHCP_SECOND_MAX: u64 = 8192;
 /// Latest entries of a node that survive the chunk they were in.
 const CARRIED_MAX: usize = 64;
 /// Credit for moving lines on that may gather.
@@ -68,6 +68,7 @@ pub struct Ledger {
 struct Shared {
     dropped: AtomicU64,
     crowded: AtomicU64,
+    packets: AtomicU64,
     follow: broadcast::Sender<Arc<Entry>>,
     book: Mutex<Book>,
 }
@@ -80,6 +81,7 @@ impl Ledger {
         let shared = Arc::new(Shared {
             dropped: AtomicU64::default(),
             crowded: AtomicU64::default(),
+            packets: AtomicU64::default(),
             follow: broadcast::Sender::new(FOLLOW_MAX),
             book: Mutex::default(),
         });
@@ -97,6 +99,29 @@ impl Ledger {
         if self.queue.try_send(entry).is_err() {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether one more DHCP packet may be noted in this second. Asked before the fact is made, because a
+    /// storm should not pay for what is thrown away.
+    #[must_use]
+    pub fn takes_packet(&self, at: Timestamp) -> bool {
+        // The second in the upper half, the count in the lower. Two links that ask at the same moment may
+        // count as one, which costs nothing.
+        let second = (at.millis() / 1000) << 32;
+        let before = self.shared.packets.load(Ordering::Relaxed);
+        let count = if before & !0xffff_ffff == second {
+            before & 0xffff_ffff
+        } else {
+            0
+        };
+        if count >= DHCP_SECOND_MAX {
+            self.shared.crowded.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.shared
+            .packets
+            .store(second | (count + 1), Ordering::Relaxed);
+        true
     }
 
     /// Facts dropped since the start because the queue was full.
@@ -299,14 +324,12 @@ struct Tail {
     changed: bool,
 }
 
-/// Counts what each node noted since the minute began, and what DHCP noted since the second began.
+/// Counts what each node noted since the minute began.
 #[derive(Debug, Default)]
 struct Minute {
     begun: Timestamp,
     nodes: BTreeMap<NodeName, u32>,
     others: u32,
-    second: u64,
-    packets: u32,
 }
 
 /// The part of a line that the index needs.
@@ -365,16 +388,6 @@ impl Minute {
                 begun: entry.at,
                 ..Self::default()
             };
-        }
-        if matches!(entry.fact, Fact::Dhcp { .. } | Fact::DhcpIgnored { .. }) {
-            let second = entry.at.millis() / 1000;
-            if self.second != second {
-                (self.second, self.packets) = (second, 0);
-            }
-            if self.packets >= DHCP_SECOND_MAX {
-                return false;
-            }
-            self.packets += 1;
         }
         let (noted, most) = match &entry.node {
             Some(node) => (self.nodes.entry(node.clone()).or_default(), NODE_MINUTE_MAX),
@@ -651,6 +664,16 @@ mod tests {
         let node = name(node);
         let source = shared.book().source(Some(&node), Timestamp::default());
         source.read(HISTORY_MAX, |line| line.node.as_ref() == Some(&node))
+    }
+
+    #[test]
+    fn a_storm_of_packets_has_its_share_of_a_second_and_no_more() {
+        let (ledger, _entries) = Ledger::channel();
+        let at = Timestamp::from_millis(5_000);
+        let taken = (0..DHCP_SECOND_MAX + 10).filter(|_| ledger.takes_packet(at));
+        assert_eq!(taken.count() as u64, DHCP_SECOND_MAX);
+        assert_eq!(ledger.crowded(), 10);
+        assert!(ledger.takes_packet(at.plus_seconds(1)));
     }
 
     #[test]

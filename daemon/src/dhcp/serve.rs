@@ -217,7 +217,7 @@ impl Server {
             }
         }
         self.reply = reply;
-        self.note(request, &answered, port);
+        self.note(request, &answered, port, at);
     }
 
     fn tell(&self, event: Option<Event>) {
@@ -229,7 +229,11 @@ impl Server {
     }
 
     /// The ledger's line about a listed machine, or about one that was answered.
-    fn note(&mut self, request: &Request<'_>, answered: &Answer<'_>, port: Port) {
+    fn note(&mut self, request: &Request<'_>, answered: &Answer<'_>, port: Port, at: Timestamp) {
+        let concerns_us = answered.node.is_some() || matches!(answered.verdict, Verdict::Reply(_));
+        if !concerns_us || !self.ledger.takes_packet(at) {
+            return;
+        }
         let message = word(request.ask());
         let fact = match &answered.verdict {
             Verdict::Reply(reply) => Fact::Dhcp {
@@ -249,7 +253,6 @@ impl Server {
                 address: reply.address,
                 rule: reply.rule.map(Into::into),
             },
-            _ if answered.node.is_none() => return,
             Verdict::Ignore(reason) => ignored(message, reason.label()),
             Verdict::Declined(..) => ignored(message, "address_in_use"),
             Verdict::Released(..) => ignored(message, "released"),
