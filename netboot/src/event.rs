@@ -467,11 +467,11 @@ impl Draft {
             .into_iter()
             .collect();
         for address in former {
-            self.site.leases.remove(&address);
+            self.site.drop_lease(address);
             self.changes.push(Change::Lease(address));
         }
         let expires = now.plus_seconds(u64::from(network.lease_seconds));
-        self.site.leases.insert(
+        self.site.keep_lease(
             asked.address,
             Lease {
                 mac: asked.mac,
@@ -490,7 +490,7 @@ impl Draft {
             .get(&address)
             .is_some_and(|lease| lease.mac == mac && !lease.declined)
         {
-            self.site.leases.remove(&address);
+            self.site.drop_lease(address);
             self.changes.push(Change::Lease(address));
         }
         Outcome::Done
@@ -509,7 +509,7 @@ impl Draft {
                 expires: now.plus_seconds(3600),
                 ..lease.clone()
             };
-            self.site.leases.insert(address, lease);
+            self.site.keep_lease(address, lease);
             self.changes.push(Change::Lease(address));
         }
         Outcome::Done

@@ -4,11 +4,11 @@
 use std::net::Ipv4Addr;
 
 use crate::net::{MacAddress, Timestamp};
-use crate::site::Site;
+use crate::site::{Lease, Site};
 use crate::spec::{Mode, Network};
 
 /// Addresses of a range that are looked at for one offer.
-const PROBES_MAX: u64 = 4096;
+const PROBES_MAX: u64 = 1024;
 
 impl Site {
     /// The address to offer `mac` on `network`: the one it has, the one it asks for, or the first free one
@@ -58,8 +58,27 @@ impl Site {
     #[must_use]
     pub fn lease_of(&self, network: &Network, mac: MacAddress) -> Option<Ipv4Addr> {
         let range = network.range?;
-        let mut here = self.leases.range(range.first()..=range.last());
-        here.find(|(_, lease)| lease.mac == mac && !lease.declined)
-            .map(|(address, _)| *address)
+        let mut here = self.lent.range((mac, range.first())..=(mac, range.last()));
+        let held = |address: &Ipv4Addr| {
+            self.leases
+                .get(address)
+                .is_some_and(|lease| !lease.declined)
+        };
+        here.find(|(_, address)| held(address))
+            .map(|(_, address)| *address)
+    }
+
+    /// Puts a lease in the place of whatever was on its address.
+    pub(crate) fn keep_lease(&mut self, address: Ipv4Addr, lease: Lease) {
+        self.drop_lease(address);
+        self.lent.insert((lease.mac, address));
+        self.leases.insert(address, lease);
+    }
+
+    /// Forgets the lease on an address.
+    pub(crate) fn drop_lease(&mut self, address: Ipv4Addr) {
+        if let Some(former) = self.leases.remove(&address) {
+            self.lent.remove(&(former.mac, address));
+        }
     }
 }

@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use uuid::Uuid;
 
 use crate::net::{Digest, MacAddress, NetworkName, NodeName, Timestamp};
@@ -50,6 +50,8 @@ pub struct Site {
     pub(crate) records: OrdMap<NodeName, Arc<NodeRecord>>,
     pub(crate) tokens: OrdMap<Digest, NodeName>,
     pub(crate) leases: OrdMap<Ipv4Addr, Lease>,
+    /// The leases by machine, so that a stranger's packet costs no walk over a range.
+    pub(crate) lent: OrdSet<(MacAddress, Ipv4Addr)>,
     pub(crate) sightings: OrdMap<MacAddress, Sighting>,
 }
 
@@ -93,16 +95,18 @@ impl Site {
             .into_iter()
             .map(|(name, record)| (name, Arc::new(record)))
             .collect();
-        let leases = leases.into_iter().collect();
-        Self {
+        let mut site = Self {
             spec,
             generation,
             recovered,
             records,
             tokens,
-            leases,
-            sightings: OrdMap::new(),
+            ..Self::default()
+        };
+        for (address, lease) in leases {
+            site.keep_lease(address, lease);
         }
+        site
     }
 
     /// The wanted half.

@@ -153,7 +153,9 @@ impl Told {
     fn reply(&self) -> &Reply {
         match &self.verdict {
             Verdict::Reply(reply) => reply,
-            other => panic!("no reply: {other:?}"),
+            other @ (Verdict::Ignore(_) | Verdict::Declined(..) | Verdict::Released(..)) => {
+                panic!("no reply: {other:?}")
+            }
         }
     }
 
@@ -164,7 +166,9 @@ impl Told {
     fn ignored(&self) -> Ignored {
         match &self.verdict {
             Verdict::Ignore(reason) => *reason,
-            other => panic!("not ignored: {other:?}"),
+            other @ (Verdict::Reply(_) | Verdict::Declined(..) | Verdict::Released(..)) => {
+                panic!("not ignored: {other:?}")
+            }
         }
     }
 
