@@ -138,7 +138,14 @@ roots() {
   echo "$suite $wanted" > "$cache/root.stamp"
 }
 
-slow() { without_services install_from "$here/slow-packages.txt"; }
+# Signed boot loaders, and the Debian installer's arm64 kernel with the GRUB that belongs to it.
+slow() {
+  without_services install_from "$here/slow-packages.txt"
+  mkdir -p "$cache"; exec 7>"$cache/slow.lock"; flock 7
+  [ -d "$cache/shim" ] || unpack shim-signed "$cache/shim"
+  [ -d "$cache/grub" ] || unpack grub-efi-amd64-signed "$cache/grub"
+  [ -d "$cache/arm64" ] || unpack "debian-installer-${VERSION_ID}-netboot-arm64" "$cache/arm64"
+}
 
 # Only one TFTP server of Debian's may be installed at a time, so the peers run from where they were unpacked.
 bench() {

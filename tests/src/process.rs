@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::timeline::{LAB, Line, Timeline};
+use crate::timeline::{Line, Timeline};
 
 /// A line longer than this is cut: firmware that never sends a newline must not grow memory.
 const LINE_BYTES_MAX: usize = 1024;
@@ -23,8 +23,8 @@ pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
     timeline: Timeline,
-    /// The line of the timeline from which on it speaks.
-    first: usize,
+    /// Its place in the timeline.
+    life: usize,
     ended: Option<ExitStatus>,
 }
 
@@ -50,8 +50,8 @@ impl Process {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let twin = writer.try_clone().expect("a second end of the pipe");
         command.stdin(Stdio::piped()).stdout(writer).stderr(twin);
-        timeline.note(LAB, format!("{name} started: {}", said(&command)));
-        let first = timeline.begin(name);
+        timeline.note(format!("{name} started: {}", said(&command)));
+        let life = timeline.begin();
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("starting {name} ({}): {error}", said(&command)));
@@ -59,13 +59,13 @@ impl Process {
         drop(command);
         let stdin = child.stdin.take();
         let (lines, who) = (timeline.clone(), name.to_owned());
-        std::thread::spawn(move || read_lines(reader, &lines, &who));
+        std::thread::spawn(move || read_lines(reader, &lines, &who, life));
         Self {
             name: name.to_owned(),
             child,
             stdin,
             timeline: timeline.clone(),
-            first,
+            life,
             ended: None,
         }
     }
@@ -106,7 +106,7 @@ impl Process {
     /// The `nth` line it printed that holds `pattern`, or why there is none.
     pub fn try_wait_for(&self, pattern: &str, nth: usize, limit: Duration) -> Result<Line, String> {
         self.timeline
-            .wait_for(&self.name, self.first, pattern, nth, limit)
+            .wait_for(&self.name, self.life, pattern, nth, limit)
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -159,7 +159,7 @@ impl Process {
         let status = self.wait(limit);
         if let Some(signal) = status.signal() {
             self.timeline
-                .note(LAB, format!("{} ended by signal {signal}", self.name));
+                .note(format!("{} ended by signal {signal}", self.name));
         }
         status
     }
@@ -184,7 +184,7 @@ pub fn said(command: &Command) -> String {
         .join(" ")
 }
 
-fn read_lines(mut from: impl Read, timeline: &Timeline, who: &str) {
+fn read_lines(mut from: impl Read, timeline: &Timeline, who: &str, life: usize) {
     let (mut line, mut chunk) = (Vec::new(), [0; 4096]);
     loop {
         let count = match from.read(&mut chunk) {
@@ -195,22 +195,22 @@ fn read_lines(mut from: impl Read, timeline: &Timeline, who: &str) {
         };
         for &byte in &chunk[..count] {
             if byte == b'\n' || byte == b'\r' || line.len() == LINE_BYTES_MAX {
-                say(timeline, who, &mut line);
+                say(timeline, who, life, &mut line);
             }
             if byte != b'\n' && byte != b'\r' {
                 line.push(byte);
             }
         }
     }
-    say(timeline, who, &mut line);
-    timeline.end(who);
+    say(timeline, who, life, &mut line);
+    timeline.end(who, life);
 }
 
-fn say(timeline: &Timeline, who: &str, line: &mut Vec<u8>) {
+fn say(timeline: &Timeline, who: &str, life: usize, line: &mut Vec<u8>) {
     let text = without_escapes(line);
     line.clear();
     if !text.trim().is_empty() {
-        timeline.note(who, text.trim_end());
+        timeline.add(who, life, text.trim_end().to_owned());
     }
 }
 
@@ -239,6 +239,7 @@ fn without_escapes(line: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::timeline::LAB;
 
     const LIMIT: Duration = Duration::from_secs(10);
 

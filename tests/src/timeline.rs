@@ -19,13 +19,16 @@ pub const LAB: &str = "lab";
 pub struct Line {
     pub at: Duration,
     pub who: String,
+    /// Which life of `who` said it; 0 is the laboratory's own.
+    pub life: usize,
     pub text: String,
 }
 
 #[derive(Default)]
 struct Story {
     lines: Vec<Line>,
-    ended: Vec<String>,
+    lives: usize,
+    ended: Vec<usize>,
 }
 
 /// A shared, growing list of lines; a clone is another handle on the same list.
@@ -50,11 +53,18 @@ impl Timeline {
         self.start.elapsed()
     }
 
-    pub fn note(&self, who: &str, text: impl Into<String>) {
+    /// Something that the laboratory itself says.
+    pub fn note(&self, text: impl Into<String>) {
+        self.add(LAB, 0, text.into());
+    }
+
+    /// Something that `who` said in one of its lives.
+    pub fn add(&self, who: &str, life: usize, text: String) {
         let line = Line {
             at: self.now(),
             who: who.to_owned(),
-            text: text.into(),
+            life,
+            text,
         };
         let mut story = self.story();
         if story.lines.len() < LINES_MAX {
@@ -63,35 +73,25 @@ impl Timeline {
         self.shared.1.notify_all();
     }
 
-    /// Says that `who` begins anew, and from which line on it speaks: a machine may be powered on twice.
-    pub fn begin(&self, who: &str) -> usize {
+    /// Begins a life: a machine may be powered on twice, and what is left of its first life in a pipe is not of the second.
+    pub fn begin(&self) -> usize {
         let mut story = self.story();
-        story.ended.retain(|ended| ended != who);
-        story.lines.len()
+        story.lives += 1;
+        story.lives
     }
 
-    /// Says that nothing more will come from `who`, so that nobody waits for it in vain.
-    pub fn end(&self, who: &str) {
-        self.note(LAB, format!("{who} ended"));
-        self.story().ended.push(who.to_owned());
+    /// Says that nothing more will come of a life, so that nobody waits for it in vain.
+    pub fn end(&self, who: &str, life: usize) {
+        self.note(format!("{who} ended"));
+        self.story().ended.push(life);
         self.shared.1.notify_all();
     }
 
-    /// The lines of `who` so far.
-    pub fn lines_of(&self, who: &str) -> Vec<Line> {
-        self.story()
-            .lines
-            .iter()
-            .filter(|line| line.who == who)
-            .cloned()
-            .collect()
-    }
-
-    /// The `nth` (counted from one) line of `who` from line `first` on that holds `pattern`, waited for; or why not.
+    /// The `nth` (counted from one) line of a life of `who` that holds `pattern`, waited for; or why not.
     pub fn wait_for(
         &self,
         who: &str,
-        first: usize,
+        life: usize,
         pattern: &str,
         nth: usize,
         limit: Duration,
@@ -99,10 +99,10 @@ impl Timeline {
         let deadline = Instant::now() + limit;
         let mut story = self.story();
         // A line once looked at is not looked at again: a kernel's boot log is long.
-        let (mut looked_at, mut found) = (first, 0);
+        let (mut looked_at, mut found) = (0, 0);
         loop {
             for line in &story.lines[looked_at..] {
-                if line.who == who && line.text.contains(pattern) {
+                if line.who == who && line.life == life && line.text.contains(pattern) {
                     found += 1;
                     if found == nth {
                         return Ok(line.clone());
@@ -111,7 +111,7 @@ impl Timeline {
             }
             looked_at = story.lines.len();
             let seen = format!("wanted {nth}, saw {found}");
-            if story.ended.iter().any(|ended| ended == who) {
+            if story.ended.contains(&life) {
                 return Err(format!("{who} ended without {pattern:?} ({seen})"));
             }
             let left = deadline.saturating_duration_since(Instant::now());
