@@ -1,5 +1,7 @@
 //! Real DHCP clients against the daemon, each in a namespace of its own: what they end up with is what counts.
 
+#![expect(clippy::unwrap_used, reason = "what a test can not set up fails it")]
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;

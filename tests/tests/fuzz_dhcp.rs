@@ -3,6 +3,11 @@
 //!
 //! `FUZZ_ROUNDS` sets how many; the seed of a failure is in its message.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a fixture that does not parse fails its test"
+)]
+
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
