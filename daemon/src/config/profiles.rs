@@ -328,7 +328,7 @@ impl Shelf {
         let found = self.by_name.get(&name).cloned();
         if found.is_none() {
             let names = self.by_name.keys().map(ArtifactName::as_str);
-            let import = format!("`reveille image import {text} FILE` brings it in");
+            let import = format!("`reveille image import FILE --name {text}` brings it in");
             let remedy = match netboot::net::nearest(text, names) {
                 Some(near) => format!("did you mean {near}? otherwise {import}"),
                 None => format!("{import}; `reveille image list` shows what is there"),
@@ -363,7 +363,8 @@ impl Shelf {
                 size: metadata.len(),
             });
         }
-        let remedy = format!("`reveille image import NAME FILE --sha256 {digest}` brings it in");
+        let remedy =
+            format!("`reveille image import FILE --name NAME --sha256 {digest}` brings it in");
         faults.add(
             place,
             "sha256",
