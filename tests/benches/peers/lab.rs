@@ -43,6 +43,9 @@ impl Lab {
         server.cable(SERVER_LINK, &load, "load0");
         server.ip(&format!("address add {SERVER}/16 dev {SERVER_LINK}"));
         load.ip(&format!("address add {CLIENT}/16 dev load0"));
+        // Who closes first keeps the port for a minute; a load of new connections would run out of them.
+        load.sysctl("ipv4/tcp_tw_reuse", "1");
+        load.sysctl("ipv4/ip_local_port_range", "1024 65535");
         // Processes inherit the core of the namespace's thread.
         server.run(|| pin(0))?;
         load.run(|| pin(1))?;
