@@ -5,30 +5,29 @@
 //! socket. Tables for people go to standard output, `--json` prints one document with stable keys,
 //! and a failure goes to standard error: one cause per line, then what to do next.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use netboot::net::NodeName;
+use clap::{Args, Parser, Subcommand};
+use images::ArtifactName;
+use netboot::net::{Digest, NodeName};
 
+use crate::bastion::{Options, SITE, SOCKET, STATE};
 use crate::config::check;
-use crate::image::{self, ImageCommand};
 use crate::simulate::Question;
-use crate::{client, serve};
 
 /// Wakes bare metal in the right order: DHCP, TFTP, boot scripts and configs for machines that netboot.
 #[derive(Debug, Parser)]
 #[command(name = "reveille", version, disable_help_subcommand = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    pub command: Command,
 }
 
+/// What can be typed first.
 #[derive(Debug, Subcommand)]
-enum Command {
+pub enum Command {
     /// Run the daemon
-    Serve(serve::Options),
+    Serve(Options),
     /// Judge the site's files without a daemon: every fault at once, with its place and remedy
     Check(CheckOptions),
     /// Load the site's files again; a faulty site is refused whole
@@ -64,26 +63,26 @@ enum Command {
 
 /// What is judged, and how it is told.
 #[derive(Debug, Args)]
-struct CheckOptions {
+pub struct CheckOptions {
     /// The directory of the site's files
-    #[arg(long, env = "REVEILLE_SITE", default_value = serve::SITE, value_name = "DIR")]
-    site: PathBuf,
+    #[arg(long, env = "REVEILLE_SITE", default_value = SITE, value_name = "DIR")]
+    pub site: PathBuf,
     /// The daemon's state directory: the site's artefacts are looked up in its depot
-    #[arg(long, env = "REVEILLE_STATE", default_value = serve::STATE, value_name = "DIR")]
-    state: PathBuf,
+    #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
+    pub state: PathBuf,
     /// Print one JSON document
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     /// Print the JSON schema of a kind of file instead
     #[arg(long, value_name = "KIND")]
-    schema: Option<check::Kind>,
+    pub schema: Option<check::Kind>,
 }
 
 /// Where the daemon listens.
 #[derive(Clone, Debug, Args)]
 pub struct Socket {
     /// The daemon's control socket
-    #[arg(long, env = "REVEILLE_SOCKET", default_value = serve::SOCKET, value_name = "PATH")]
+    #[arg(long, env = "REVEILLE_SOCKET", default_value = SOCKET, value_name = "PATH")]
     pub socket: PathBuf,
 }
 
@@ -128,7 +127,7 @@ pub struct SimulateOptions {
     #[arg(long, value_name = "DIR")]
     pub site: Option<PathBuf>,
     /// The state directory whose depot --site is judged with
-    #[arg(long, env = "REVEILLE_STATE", default_value = serve::STATE, value_name = "DIR")]
+    #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
     pub state: PathBuf,
     /// Print one JSON document
     #[arg(long)]
@@ -183,11 +182,83 @@ pub enum StateCommand {
         /// The export
         file: PathBuf,
         /// The daemon's state directory
-        #[arg(long, env = "REVEILLE_STATE", default_value = serve::STATE, value_name = "DIR")]
+        #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
         state: PathBuf,
     },
     /// After a lost or restored store: take what is left for all there is, and hold no machine back for it
     Accept(Socket),
+}
+
+/// What can be done with the depot.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Bring in a file under a name
+    Import {
+        /// The file
+        file: PathBuf,
+        /// Its name in the depot, such as debian-12/linux
+        #[arg(long)]
+        name: ArtifactName,
+        /// Refuse the file unless it has this digest
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<Digest>,
+        #[command(flatten)]
+        state: DepotOf,
+    },
+    /// Download a file over HTTPS; an interrupted download goes on where it stopped
+    Pull {
+        /// Its name in the depot, such as debian-12/linux
+        name: ArtifactName,
+        /// Where it is published
+        #[arg(long)]
+        url: String,
+        /// Its published digest
+        #[arg(long, value_name = "HEX")]
+        sha256: Digest,
+        /// Trust the authorities of this PEM file instead of the system's
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
+        #[command(flatten)]
+        state: DepotOf,
+    },
+    /// List the names
+    List {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        state: DepotOf,
+    },
+    /// Read every file and compare it with its digest; exit 1 when something is wrong
+    Verify {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        state: DepotOf,
+    },
+    /// Take a name away; its file stays until gc
+    Forget {
+        /// The name
+        name: ArtifactName,
+        #[command(flatten)]
+        state: DepotOf,
+    },
+    /// Remove files that no name and no running daemon needs
+    Gc {
+        #[command(flatten)]
+        state: DepotOf,
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+/// Where the depot is.
+#[derive(Debug, Args)]
+pub struct DepotOf {
+    /// The daemon's state directory; the depot is in it
+    #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
+    pub state: PathBuf,
 }
 
 /// One machine, looked at.
@@ -211,148 +282,6 @@ pub struct ActedOn {
     pub socket: Socket,
 }
 
-/// The exit codes that scripts rely on, besides 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// Failed while running.
-    Failed = 1,
-    /// Bad usage.
-    Usage = 64,
-    /// No daemon answers.
-    Unreachable = 69,
-    /// The caller may not.
-    NotPermitted = 77,
-    /// The site has faults.
-    Configuration = 78,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
-}
-
-/// Why a command did not do its work.
-#[derive(Debug)]
-pub struct Failure {
-    /// What the process says by its exit code.
-    pub exit: Exit,
-    /// What was being done, then each cause below it.
-    pub causes: Vec<String>,
-    /// What to do next.
-    pub remedy: Option<String>,
-}
-
-impl Failure {
-    /// A failure with one cause.
-    pub fn new(exit: Exit, cause: impl Into<String>) -> Self {
-        Self {
-            exit,
-            causes: vec![cause.into()],
-            remedy: None,
-        }
-    }
-
-    /// A failure with the whole chain of an error.
-    pub fn of(exit: Exit, act: impl Into<String>, error: &dyn std::error::Error) -> Self {
-        let mut causes = vec![act.into()];
-        let mut next = Some(error);
-        while let Some(error) = next {
-            causes.push(error.to_string());
-            next = error.source();
-        }
-        Self {
-            exit,
-            causes,
-            remedy: None,
-        }
-    }
-
-    /// Says what to do next.
-    #[must_use]
-    pub fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
-        self.remedy = Some(remedy.into());
-        self
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (depth, cause) in self.causes.iter().enumerate() {
-            let lead = if depth == 0 { "error: " } else { "  because: " };
-            writeln!(f, "{lead}{cause}")?;
-        }
-        match &self.remedy {
-            Some(remedy) => writeln!(f, "  try: {remedy}"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Does what was typed.
-///
-/// # Errors
-/// [`Failure`], to be printed as it is.
-pub fn run(cli: Cli) -> Result<(), Failure> {
-    match cli.command {
-        Command::Serve(options) => serve::run(options),
-        Command::Check(options) => run_check(&options),
-        Command::Reload(socket) => client::reload(&socket),
-        Command::Status(options) => client::status(&options),
-        Command::Node(command) => client::node(command),
-        Command::Events(options) => client::events(&options),
-        Command::Simulate(options) => client::simulate(&options),
-        Command::Image(command) => image::run(command),
-        Command::State(command) => client::state(command),
-        Command::Version => print(&format!("reveille {}\n", env!("CARGO_PKG_VERSION"))),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "reveille", &mut script);
-            print(&String::from_utf8_lossy(&script))
-        }
-        Command::Man { directory } => write_manual(&directory),
-    }
-}
-
-/// Writes to standard output. A reader that has seen enough, as in `reveille events | head`, is no failure.
-///
-/// # Errors
-/// [`Failure`] when the output can't be written for another reason.
-pub fn print(text: &str) -> Result<(), Failure> {
-    use std::io::{ErrorKind, Write};
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Failure::of(Exit::Failed, "writing the output", &error)),
-    }
-}
-
-fn run_check(options: &CheckOptions) -> Result<(), Failure> {
-    if let Some(kind) = options.schema {
-        return print(&check::schema(kind));
-    }
-    let mut verdict = Vec::new();
-    let code = check::run(&options.site, &options.state, options.json, &mut verdict)
-        .map_err(|error| Failure::of(Exit::Failed, "writing the verdict", &error))?;
-    print(&String::from_utf8_lossy(&verdict))?;
-    match code {
-        0 => Ok(()),
-        // The verdict has said everything.
-        _ => Err(Failure {
-            exit: Exit::Configuration,
-            causes: Vec::new(),
-            remedy: None,
-        }),
-    }
-}
-
-fn write_manual(directory: &std::path::Path) -> Result<(), Failure> {
-    let act = || format!("writing the manual pages to {}", directory.display());
-    clap_mangen::generate_to(Cli::command(), directory)
-        .map_err(|error| Failure::of(Exit::Failed, act(), &error))
-}
-
 fn parse_seconds(text: &str) -> Result<u64, String> {
     let wrong = || "write a number and s, m, h or d, such as 90m".to_owned();
     let unit = text.chars().next_back().ok_or_else(wrong)?;
@@ -369,6 +298,8 @@ fn parse_seconds(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
@@ -383,16 +314,5 @@ mod tests {
         for text in ["", "h", "1", "1w", "-1h", "1.5h", "99999999999999999999d"] {
             assert!(parse_seconds(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_failure_shows_one_cause_a_line_and_ends_with_the_remedy() {
-        let error = std::io::Error::other("no such file");
-        let failure =
-            Failure::of(Exit::Failed, "reading the site", &error).with_remedy("make the file");
-        assert_eq!(
-            failure.to_string(),
-            "error: reading the site\n  because: no such file\n  try: make the file\n"
-        );
     }
 }

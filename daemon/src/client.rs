@@ -20,13 +20,12 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::cli::{
-    EventsOptions, Exit, Failure, NodeCommand, SimulateOptions, Socket, StateCommand,
-    StatusOptions, print,
+    EventsOptions, NodeCommand, SimulateOptions, Socket, StateCommand, StatusOptions,
 };
 use crate::config;
 use crate::controller::now;
-use crate::http::control::{Consent, Exported, Problem, Reloaded};
-use crate::serve::faulty_site;
+use crate::failure::{Exit, Failure, faulty_site, print};
+use crate::http::words::{Consent, Exported, Problem, Reloaded};
 use crate::simulate::{self, Stand};
 use crate::status::{NodeDetail, NodeStatus, Status, Why};
 use crate::store;

@@ -6,87 +6,14 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
-use images::{Artifact, ArtifactName, Depot, DepotError, Fault, Pull, Roots};
+use images::{Artifact, Depot, DepotError, Fault, Pull, Roots};
 use indicatif::{ProgressBar, ProgressStyle};
 use netboot::net::Digest;
 use serde::Serialize;
 
-use crate::cli::{Exit, Failure, Socket, print};
+use crate::cli::{DepotOf, ImageCommand, Socket};
 use crate::client::{Ask, ask, json, runtime, table, table_text};
-use crate::serve;
-
-/// What can be done with the depot.
-#[derive(Debug, Subcommand)]
-pub enum ImageCommand {
-    /// Bring in a file under a name
-    Import {
-        /// The file
-        file: PathBuf,
-        /// Its name in the depot, such as debian-12/linux
-        #[arg(long)]
-        name: ArtifactName,
-        /// Refuse the file unless it has this digest
-        #[arg(long, value_name = "HEX")]
-        sha256: Option<Digest>,
-        #[command(flatten)]
-        state: State,
-    },
-    /// Download a file over HTTPS; an interrupted download goes on where it stopped
-    Pull {
-        /// Its name in the depot, such as debian-12/linux
-        name: ArtifactName,
-        /// Where it is published
-        #[arg(long)]
-        url: String,
-        /// Its published digest
-        #[arg(long, value_name = "HEX")]
-        sha256: Digest,
-        /// Trust the authorities of this PEM file instead of the system's
-        #[arg(long, value_name = "FILE")]
-        ca: Option<PathBuf>,
-        #[command(flatten)]
-        state: State,
-    },
-    /// List the names
-    List {
-        /// Print one JSON document
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        state: State,
-    },
-    /// Read every file and compare it with its digest; exit 1 when something is wrong
-    Verify {
-        /// Print one JSON document
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        state: State,
-    },
-    /// Take a name away; its file stays until gc
-    Forget {
-        /// The name
-        name: ArtifactName,
-        #[command(flatten)]
-        state: State,
-    },
-    /// Remove files that no name and no running daemon needs
-    Gc {
-        #[command(flatten)]
-        state: State,
-        #[command(flatten)]
-        socket: Socket,
-    },
-}
-
-/// Where the depot is.
-#[derive(Debug, Args)]
-pub struct State {
-    /// The daemon's state directory; the depot is in it
-    #[arg(long, env = "REVEILLE_STATE", default_value = serve::STATE, value_name = "DIR")]
-    state: PathBuf,
-}
+use crate::failure::{Exit, Failure, print};
 
 /// One name, as `list` shows it.
 #[derive(Serialize)]
@@ -161,11 +88,11 @@ pub fn depot(state: &std::path::Path) -> Result<Depot, DepotError> {
     Depot::open(state.join("depot"))
 }
 
-fn open(state: &State) -> Result<Depot, Failure> {
+fn open(state: &DepotOf) -> Result<Depot, Failure> {
     depot(&state.state).map_err(|error| failed("opening the depot", &error))
 }
 
-fn list(state: &State) -> Result<Vec<Artifact>, Failure> {
+fn list(state: &DepotOf) -> Result<Vec<Artifact>, Failure> {
     open(state)?
         .list()
         .map_err(|error| failed("listing the depot", &error))

@@ -1,10 +1,12 @@
 //! The hands: the only crate that touches the bastion.
 
+pub mod bastion;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod controller;
 pub mod dhcp;
+pub mod failure;
 pub mod http;
 pub mod image;
 pub mod ledger;

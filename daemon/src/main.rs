@@ -2,9 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
-use daemon::cli::{Cli, Exit, run};
+use clap::{CommandFactory, Parser};
+use daemon::cli::{CheckOptions, Cli, Command};
+use daemon::config::check;
+use daemon::failure::{Exit, Failure, print};
+use daemon::{client, image, serve};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -30,4 +33,50 @@ fn main() -> ExitCode {
             failure.exit.into()
         }
     }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Serve(options) => serve::run(options),
+        Command::Check(options) => run_check(&options),
+        Command::Reload(socket) => client::reload(&socket),
+        Command::Status(options) => client::status(&options),
+        Command::Node(command) => client::node(command),
+        Command::Events(options) => client::events(&options),
+        Command::Simulate(options) => client::simulate(&options),
+        Command::Image(command) => image::run(command),
+        Command::State(command) => client::state(command),
+        Command::Version => print(&format!("reveille {}\n", env!("CARGO_PKG_VERSION"))),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "reveille", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Command::Man { directory } => write_manual(&directory),
+    }
+}
+
+fn run_check(options: &CheckOptions) -> Result<(), Failure> {
+    if let Some(kind) = options.schema {
+        return print(&check::schema(kind));
+    }
+    let mut verdict = Vec::new();
+    let code = check::run(&options.site, &options.state, options.json, &mut verdict)
+        .map_err(|error| Failure::of(Exit::Failed, "writing the verdict", &error))?;
+    print(&String::from_utf8_lossy(&verdict))?;
+    match code {
+        0 => Ok(()),
+        // The verdict has said everything.
+        _ => Err(Failure {
+            exit: Exit::Configuration,
+            causes: Vec::new(),
+            remedy: None,
+        }),
+    }
+}
+
+fn write_manual(directory: &std::path::Path) -> Result<(), Failure> {
+    let act = || format!("writing the manual pages to {}", directory.display());
+    clap_mangen::generate_to(Cli::command(), directory)
+        .map_err(|error| Failure::of(Exit::Failed, act(), &error))
 }

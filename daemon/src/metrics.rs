@@ -4,8 +4,8 @@
 
 use std::fmt::Write as _;
 
+use crate::bastion::Bastion;
 use crate::http::Counters;
-use crate::serve::Bastion;
 use crate::status::Status;
 
 /// The media type of the page.

@@ -7,17 +7,11 @@
 //! without TFTP, would cost a night. What is expected to fail for a while (a link that is down, an
 //! address that is gone) is waited for inside its server and shown by `status`.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::http::StatusCode;
-use clap::Args;
 use images::{Depot, Loaders};
-use netboot::attempt::Fact;
-use netboot::event::{Change, Event};
-use netboot::net::{LinkName, Timestamp};
+use netboot::event::Change;
 use netboot::site::Site;
 use netboot::spec::SiteSpec;
 use tokio::net::TcpListener;
@@ -26,28 +20,21 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{Exit, Failure};
-use crate::config::{self, Report, Settings};
+use crate::bastion::{Bastion, Options, Servers, load};
+use crate::config::Settings;
 use crate::controller::{Controller, NotWritten, now};
-use crate::dhcp::{self, Dhcp};
-use crate::http::control::{self, Problem, Reloaded};
-use crate::http::{self, Http, web};
+use crate::dhcp::{self};
+use crate::failure::{Exit, Failure, faulty_site};
+use crate::http::control;
+use crate::http::{self, web};
 use crate::ledger::Ledger;
 use crate::link::{self, Links};
-use crate::loaders::{self, Tftp};
-use crate::ra::{self, QuietIpv6};
-use crate::simulate::Stand;
-use crate::status::{Health, RefusedSite, SiteFiles, Status, Surroundings};
-use crate::store::{self, Opened, Store};
+use crate::loaders::{self};
+use crate::ra::{self};
+use crate::status::{Health, SiteFiles};
+use crate::store::{Opened, Store};
 use crate::tls::SiteCa;
 use crate::{image, notify};
-
-/// Where the site's files are.
-pub const SITE: &str = "/etc/reveille";
-/// Where the daemon keeps what it must not forget.
-pub const STATE: &str = "/var/lib/reveille";
-/// Where the daemon listens for administrators.
-pub const SOCKET: &str = "/run/reveille/control.sock";
 
 /// How long servers may take to end once they are told to.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -58,193 +45,6 @@ const WRITE_TIME: Duration = Duration::from_secs(1);
 const STATUS_TIME: Duration = Duration::from_secs(2);
 /// How often the records are exported.
 const EXPORT_TIME: Duration = Duration::from_secs(600);
-/// Faults of a refused site that `status` shows; `check` shows them all.
-const FAULTS_SHOWN: usize = 20;
-
-/// Where the daemon finds everything.
-#[derive(Clone, Debug, Args)]
-pub struct Options {
-    /// The directory of the site's files
-    #[arg(long, env = "REVEILLE_SITE", default_value = SITE, value_name = "DIR")]
-    pub site: PathBuf,
-    /// The directory of records, artefacts and certificates
-    #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
-    pub state: PathBuf,
-    /// The control socket
-    #[arg(long, env = "REVEILLE_SOCKET", default_value = SOCKET, value_name = "PATH")]
-    pub socket: PathBuf,
-}
-
-/// What runs, for whoever asks the daemon.
-pub struct Bastion {
-    /// The single writer, and the snapshots it publishes.
-    pub controller: Controller,
-    /// Where facts go.
-    pub ledger: Ledger,
-    /// Where rooms say how they are.
-    pub health: Health,
-    servers: Servers,
-    links: watch::Receiver<Arc<Links>>,
-    ca_pem: String,
-    options: Options,
-    settings: Settings,
-    started: Timestamp,
-    files: Mutex<SiteFiles>,
-    reloads: tokio::sync::Mutex<()>,
-    stop: CancellationToken,
-}
-
-/// The servers on the provisioning links. Each follows the links and the site by itself; dropping
-/// it stops it.
-pub struct Servers {
-    /// UDP 67 and 4011.
-    pub dhcp: Dhcp,
-    /// UDP 69.
-    pub tftp: Tftp,
-    /// Scripts, configs and artefacts.
-    pub http: Http,
-    /// Answers to IPv6 router solicitations.
-    pub quiet_ipv6: QuietIpv6,
-}
-
-impl Bastion {
-    /// What the bastion does now.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let around = Surroundings {
-            started: self.started,
-            site: self.files().clone(),
-            conditions: self.health.conditions(),
-            ledger_dropped: self.ledger.dropped(),
-        };
-        Status::of(&self.controller.snapshot().load(), around, now())
-    }
-
-    /// Cancelled when the daemon stops.
-    #[must_use]
-    pub fn stopping(&self) -> &CancellationToken {
-        &self.stop
-    }
-
-    /// The servers on the links.
-    #[must_use]
-    pub fn servers(&self) -> &Servers {
-        &self.servers
-    }
-
-    /// Where a simulated machine would hear the daemon.
-    #[must_use]
-    pub fn stand(&self) -> Stand {
-        let site = self.controller.snapshot().load();
-        let (served, _) = dhcp::wanted(&site, &self.links.borrow(), self.settings.http_port);
-        let address = |(link, served): (LinkName, dhcp::Served)| (link, served.context.server);
-        Stand {
-            addresses: served.into_iter().map(address).collect(),
-            ports: self.settings.ports(),
-            ca_pem: self.ca_pem.clone(),
-        }
-    }
-
-    /// Asks the servers which links they can't serve.
-    fn gather_conditions(&self) {
-        let mut faults = BTreeMap::<LinkName, Vec<String>>::new();
-        let Servers {
-            dhcp, tftp, http, ..
-        } = &self.servers;
-        for found in [dhcp.faults(), tftp.faults(), http.faults()] {
-            for (link, fault) in found {
-                let faults = faults.entry(link).or_default();
-                if !faults.contains(&fault) {
-                    faults.push(fault);
-                }
-            }
-        }
-        for link in dhcp.served() {
-            faults.entry(link).or_default();
-        }
-        let subjects: Vec<String> = faults.keys().map(|link| format!("link {link}")).collect();
-        self.health.retain(|subject| {
-            !subject.starts_with("link ") || subjects.iter().any(|s| s == subject)
-        });
-        for ((_, faults), subject) in faults.iter().zip(&subjects) {
-            if faults.is_empty() {
-                self.health.well(subject, "served");
-            } else {
-                self.health.ill(subject, faults.join("; "));
-            }
-        }
-    }
-
-    /// Reads the site's files again. A site with a fault is refused whole and the one in force stays.
-    ///
-    /// # Errors
-    /// The faults, for whoever asked.
-    pub async fn reload(&self, by: &str) -> Result<Reloaded, Problem> {
-        let _one_at_a_time = self.reloads.lock().await;
-        notify::reloading();
-        let done = self.load_again(by).await;
-        notify::ready(&self.status().sentence);
-        done
-    }
-
-    async fn load_again(&self, by: &str) -> Result<Reloaded, Problem> {
-        let loaded = load(&self.options).await;
-        let at = now();
-        let (settings, spec) = match loaded {
-            Ok(loaded) => loaded,
-            Err(report) => {
-                let faults: Vec<String> = report.faults.iter().map(ToString::to_string).collect();
-                tracing::error!(%by, "the site is not taken, the one in force stays: {report}");
-                self.files().refused = Some(RefusedSite {
-                    at,
-                    faults: faults.iter().take(FAULTS_SHOWN).cloned().collect(),
-                });
-                return Err(Problem {
-                    causes: faults,
-                    ..Problem::new(
-                        StatusCode::UNPROCESSABLE_ENTITY,
-                        "the site has faults and is not taken; the one in force stays",
-                    )
-                    .with_remedy("mend the files; `reveille check` judges them without the daemon")
-                });
-            }
-        };
-        let done = Reloaded {
-            nodes: spec.node_count(),
-            networks: spec.networks().count(),
-            profiles: spec.profiles().count(),
-            restart_needed: settings != self.settings,
-        };
-        if done.restart_needed {
-            let what = "site.yaml changed ports, the TFTP engine or the socket's groups; restart the daemon to use them";
-            self.health.ill("settings", what);
-        } else {
-            self.health.forget("settings");
-        }
-        self.controller
-            .apply(Event::SpecReplaced(Arc::new(spec)))
-            .await?;
-        *self.files() = SiteFiles {
-            directory: self.options.site.display().to_string(),
-            loaded: at,
-            refused: None,
-        };
-        tracing::info!(%by, machines = done.nodes, "the site was loaded again");
-        let fact = Fact::Person {
-            act: "reload".into(),
-            by: by.to_owned(),
-            detail: None,
-        };
-        self.ledger.note(None, None, fact);
-        Ok(done)
-    }
-
-    fn files(&self) -> std::sync::MutexGuard<'_, SiteFiles> {
-        // Each write is one assignment, so what a panicking holder left is whole.
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// `reveille serve`: runs until SIGTERM or SIGINT; SIGHUP loads the site again.
 ///
 /// # Errors
@@ -324,7 +124,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
     .await;
     tasks.shutdown().await;
     let _ = std::fs::remove_file(&bastion.options.socket);
-    export_state(&bastion).await;
+    bastion.export().await;
     // The servers stop here, and with them the last senders of events and facts, which ends the
     // two writers after what they still hold.
     drop(bastion);
@@ -476,29 +276,8 @@ async fn export_now_and_then(bastion: Arc<Bastion>, stop: CancellationToken) -> 
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(EXPORT_TIME) => {
                 // Its failure is in the log and in the status.
-                let _ = export_state(&bastion).await;
+                let _ = bastion.export().await;
             }
-        }
-    }
-}
-
-/// Writes the records to a file of their own, which is what is left if the store is ever lost, and tells
-/// its name.
-pub(crate) async fn export_state(bastion: &Bastion) -> Option<PathBuf> {
-    let site = bastion.controller.snapshot().load();
-    let directory = store::exports(&bastion.options.state);
-    let written = tokio::task::spawn_blocking(move || store::export::write(&directory, &site))
-        .await
-        .expect("writing an export does not panic, and nobody aborts it");
-    match written {
-        Ok(file) => {
-            bastion.health.forget("export");
-            Some(file)
-        }
-        Err(error) => {
-            tracing::warn!(%error, "exporting the records");
-            bastion.health.ill("export", error.to_string());
-            None
         }
     }
 }
@@ -617,18 +396,6 @@ fn start_log() {
     let _ = registry().with(output.with_filter(filter)).try_init();
 }
 
-/// A site that can't be served, as a failure of the whole.
-pub(crate) fn faulty_site(report: Report) -> Failure {
-    let count = report.faults.len() + report.more;
-    let mut failure = Failure::new(
-        Exit::Configuration,
-        format!("the site has {count} faults, so nothing is served"),
-    );
-    let shown = report.faults.iter().take(FAULTS_SHOWN);
-    failure.causes.extend(shown.map(ToString::to_string));
-    failure.with_remedy("mend the files; `reveille check` lists every fault")
-}
-
 fn cannot_bind(socket: &std::path::Path, error: &std::io::Error) -> Failure {
     let act = format!("listening on the control socket {}", socket.display());
     if error.kind() == std::io::ErrorKind::PermissionDenied {
@@ -638,11 +405,4 @@ fn cannot_bind(socket: &std::path::Path, error: &std::io::Error) -> Failure {
     } else {
         Failure::of(Exit::Failed, act, error)
     }
-}
-
-async fn load(options: &Options) -> Result<(Settings, SiteSpec), Report> {
-    let (site, state) = (options.site.clone(), options.state.clone());
-    tokio::task::spawn_blocking(move || config::load(&site, &state))
-        .await
-        .expect("reading a site does not panic, and nobody aborts it")
 }

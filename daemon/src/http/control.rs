@@ -12,15 +12,13 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,14 +27,14 @@ use netboot::attempt::Fact;
 use netboot::event::{Event, Outcome};
 use netboot::net::{Digest, NodeName};
 use nix::unistd::{Group, Uid, User};
-use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::events;
-use crate::controller::{NotWritten, now};
-use crate::serve::{self, Bastion};
+use super::words::{Consent, Exported, Problem, Reloaded};
+use crate::bastion::Bastion;
+use crate::controller::now;
 use crate::simulate::{Question, Simulation, simulate};
 use crate::status::{NodeDetail, NodeStatus, Status, Why};
 
@@ -74,64 +72,6 @@ pub struct Reader;
 /// A caller who may change things, by name.
 #[derive(Debug)]
 pub struct Changer(pub String);
-
-/// A problem document.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Problem {
-    /// The kind of problem.
-    #[serde(rename = "type")]
-    pub kind: ProblemKind,
-    /// The status in words.
-    pub title: String,
-    /// The status.
-    pub status: u16,
-    /// What went wrong this time.
-    pub detail: String,
-    /// Why, one sentence each.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub causes: Vec<String>,
-    /// What to do about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
-
-/// The kinds of problems: one, for the status says enough.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub enum ProblemKind {
-    /// No more than the status.
-    #[serde(rename = "about:blank")]
-    Blank,
-}
-
-/// What a reload did.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Reloaded {
-    /// The machines now listed.
-    pub nodes: usize,
-    /// The networks now served.
-    pub networks: usize,
-    /// The profiles now known.
-    pub profiles: usize,
-    /// Something in `site.yaml` changed that only a restart puts in force.
-    pub restart_needed: bool,
-}
-
-/// Where an export went, on the bastion.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Exported {
-    /// The file.
-    pub file: PathBuf,
-}
-
-/// The words of a consent to lose a disk.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Consent {
-    /// Serial number of the disk that may be lost.
-    pub disk: String,
-    /// How long the consent holds.
-    pub seconds: u64,
-}
 
 /// The API, without the door it is reached through: whoever serves it adds a [`Caller`] to each request.
 pub fn api(bastion: Arc<Bastion>) -> Router {
@@ -351,48 +291,6 @@ fn denied(name: &str, what: &str, how: &str) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, format!("{name} may not {what} here")).with_remedy(how)
 }
 
-impl Problem {
-    /// A problem with its status and what went wrong.
-    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self {
-            kind: ProblemKind::Blank,
-            title: status
-                .canonical_reason()
-                .unwrap_or("Unknown status")
-                .to_owned(),
-            status: status.as_u16(),
-            detail: detail.into(),
-            causes: Vec::new(),
-            remedy: None,
-        }
-    }
-
-    /// Says what to do about it.
-    #[must_use]
-    pub fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
-        self.remedy = Some(remedy.into());
-        self
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(self)).into_response();
-        response.headers_mut().insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
-        response
-    }
-}
-
-impl From<NotWritten> for Problem {
-    fn from(error: NotWritten) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-    }
-}
-
 type Shared = State<Arc<Bastion>>;
 
 async fn status(_: Reader, State(bastion): Shared) -> Json<Status> {
@@ -531,7 +429,7 @@ async fn accept_state(by: Changer, State(bastion): Shared) -> Result<Json<()>, P
 }
 
 async fn export_state(by: Changer, State(bastion): Shared) -> Result<Json<Exported>, Problem> {
-    let Some(file) = serve::export_state(&bastion).await else {
+    let Some(file) = bastion.export().await else {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         return Err(
             Problem::new(status, "the state could not be exported").with_remedy(

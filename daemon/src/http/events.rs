@@ -21,9 +21,10 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::control::{Problem, Reader};
+use super::control::Reader;
+use super::words::Problem;
+use crate::bastion::Bastion;
 use crate::controller::now;
-use crate::serve::Bastion;
 
 /// Entries of one answer, unless asked for fewer.
 pub const COUNT_MAX: usize = 2560;

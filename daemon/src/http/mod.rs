@@ -21,6 +21,7 @@ mod listen;
 mod report;
 pub mod web;
 mod wire;
+pub mod words;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

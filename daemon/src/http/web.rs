@@ -27,9 +27,10 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::control::{self, Caller, Problem, Rights};
+use super::control::{self, Caller, Rights};
+use super::words::Problem;
+use crate::bastion::Bastion;
 use crate::metrics;
-use crate::serve::Bastion;
 use crate::status::Status;
 
 const TOKEN_FILE: &str = "api-token";

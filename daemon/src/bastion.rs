@@ -1,0 +1,249 @@
+//! What runs, for whoever asks the daemon: the administrator's API, the status page and the metrics.
+//!
+//! `serve` puts it together; nothing here starts or stops anything.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::http::StatusCode;
+use clap::Args;
+use netboot::attempt::Fact;
+use netboot::event::Event;
+use netboot::net::{LinkName, Timestamp};
+use netboot::spec::SiteSpec;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Report, Settings};
+use crate::controller::{Controller, now};
+use crate::dhcp::{self, Dhcp};
+use crate::failure::FAULTS_SHOWN;
+use crate::http::Http;
+use crate::http::words::{Problem, Reloaded};
+use crate::ledger::Ledger;
+use crate::link::Links;
+use crate::loaders::Tftp;
+use crate::ra::QuietIpv6;
+use crate::simulate::Stand;
+use crate::status::{Health, RefusedSite, SiteFiles, Status, Surroundings};
+use crate::{notify, store};
+
+/// Where the site's files are.
+pub const SITE: &str = "/etc/reveille";
+/// Where the daemon keeps what it must not forget.
+pub const STATE: &str = "/var/lib/reveille";
+/// Where the daemon listens for administrators.
+pub const SOCKET: &str = "/run/reveille/control.sock";
+
+/// Where the daemon finds everything.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// The directory of the site's files
+    #[arg(long, env = "REVEILLE_SITE", default_value = SITE, value_name = "DIR")]
+    pub site: PathBuf,
+    /// The directory of records, artefacts and certificates
+    #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
+    pub state: PathBuf,
+    /// The control socket
+    #[arg(long, env = "REVEILLE_SOCKET", default_value = SOCKET, value_name = "PATH")]
+    pub socket: PathBuf,
+}
+
+/// What runs, for whoever asks the daemon.
+pub struct Bastion {
+    /// The single writer, and the snapshots it publishes.
+    pub controller: Controller,
+    /// Where facts go.
+    pub ledger: Ledger,
+    /// Where rooms say how they are.
+    pub health: Health,
+    pub(crate) servers: Servers,
+    pub(crate) links: watch::Receiver<Arc<Links>>,
+    pub(crate) ca_pem: String,
+    pub(crate) options: Options,
+    pub(crate) settings: Settings,
+    pub(crate) started: Timestamp,
+    pub(crate) files: Mutex<SiteFiles>,
+    pub(crate) reloads: tokio::sync::Mutex<()>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// The servers on the provisioning links. Each follows the links and the site by itself; dropping
+/// it stops it.
+pub struct Servers {
+    /// UDP 67 and 4011.
+    pub dhcp: Dhcp,
+    /// UDP 69.
+    pub tftp: Tftp,
+    /// Scripts, configs and artefacts.
+    pub http: Http,
+    /// Answers to IPv6 router solicitations.
+    pub quiet_ipv6: QuietIpv6,
+}
+
+impl Bastion {
+    /// What the bastion does now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let around = Surroundings {
+            started: self.started,
+            site: self.files().clone(),
+            conditions: self.health.conditions(),
+            ledger_dropped: self.ledger.dropped(),
+        };
+        Status::of(&self.controller.snapshot().load(), around, now())
+    }
+
+    /// Cancelled when the daemon stops.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// The servers on the links.
+    #[must_use]
+    pub fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    /// Where a simulated machine would hear the daemon.
+    #[must_use]
+    pub fn stand(&self) -> Stand {
+        let site = self.controller.snapshot().load();
+        let (served, _) = dhcp::wanted(&site, &self.links.borrow(), self.settings.http_port);
+        let address = |(link, served): (LinkName, dhcp::Served)| (link, served.context.server);
+        Stand {
+            addresses: served.into_iter().map(address).collect(),
+            ports: self.settings.ports(),
+            ca_pem: self.ca_pem.clone(),
+        }
+    }
+
+    /// Asks the servers which links they can't serve.
+    pub(crate) fn gather_conditions(&self) {
+        let mut faults = BTreeMap::<LinkName, Vec<String>>::new();
+        let Servers {
+            dhcp, tftp, http, ..
+        } = &self.servers;
+        for found in [dhcp.faults(), tftp.faults(), http.faults()] {
+            for (link, fault) in found {
+                let faults = faults.entry(link).or_default();
+                if !faults.contains(&fault) {
+                    faults.push(fault);
+                }
+            }
+        }
+        for link in dhcp.served() {
+            faults.entry(link).or_default();
+        }
+        let subjects: Vec<String> = faults.keys().map(|link| format!("link {link}")).collect();
+        self.health.retain(|subject| {
+            !subject.starts_with("link ") || subjects.iter().any(|s| s == subject)
+        });
+        for ((_, faults), subject) in faults.iter().zip(&subjects) {
+            if faults.is_empty() {
+                self.health.well(subject, "served");
+            } else {
+                self.health.ill(subject, faults.join("; "));
+            }
+        }
+    }
+
+    /// Reads the site's files again. A site with a fault is refused whole and the one in force stays.
+    ///
+    /// # Errors
+    /// The faults, for whoever asked.
+    pub async fn reload(&self, by: &str) -> Result<Reloaded, Problem> {
+        let _one_at_a_time = self.reloads.lock().await;
+        notify::reloading();
+        let done = self.load_again(by).await;
+        notify::ready(&self.status().sentence);
+        done
+    }
+
+    async fn load_again(&self, by: &str) -> Result<Reloaded, Problem> {
+        let loaded = load(&self.options).await;
+        let at = now();
+        let (settings, spec) = match loaded {
+            Ok(loaded) => loaded,
+            Err(report) => {
+                let faults: Vec<String> = report.faults.iter().map(ToString::to_string).collect();
+                tracing::error!(%by, "the site is not taken, the one in force stays: {report}");
+                self.files().refused = Some(RefusedSite {
+                    at,
+                    faults: faults.iter().take(FAULTS_SHOWN).cloned().collect(),
+                });
+                return Err(Problem {
+                    causes: faults,
+                    ..Problem::new(
+                        StatusCode::UNPROCESSABLE_ENTITY,
+                        "the site has faults and is not taken; the one in force stays",
+                    )
+                    .with_remedy("mend the files; `reveille check` judges them without the daemon")
+                });
+            }
+        };
+        let done = Reloaded {
+            nodes: spec.node_count(),
+            networks: spec.networks().count(),
+            profiles: spec.profiles().count(),
+            restart_needed: settings != self.settings,
+        };
+        if done.restart_needed {
+            let what = "site.yaml changed ports, the TFTP engine or the socket's groups; restart the daemon to use them";
+            self.health.ill("settings", what);
+        } else {
+            self.health.forget("settings");
+        }
+        self.controller
+            .apply(Event::SpecReplaced(Arc::new(spec)))
+            .await?;
+        *self.files() = SiteFiles {
+            directory: self.options.site.display().to_string(),
+            loaded: at,
+            refused: None,
+        };
+        tracing::info!(%by, machines = done.nodes, "the site was loaded again");
+        let fact = Fact::Person {
+            act: "reload".into(),
+            by: by.to_owned(),
+            detail: None,
+        };
+        self.ledger.note(None, None, fact);
+        Ok(done)
+    }
+
+    pub(crate) fn files(&self) -> std::sync::MutexGuard<'_, SiteFiles> {
+        // Each write is one assignment, so what a panicking holder left is whole.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the records to a file of their own, which is what is left if the store is ever lost, and tells
+    /// its name.
+    pub async fn export(&self) -> Option<PathBuf> {
+        let site = self.controller.snapshot().load();
+        let directory = store::exports(&self.options.state);
+        let written = tokio::task::spawn_blocking(move || store::export::write(&directory, &site))
+            .await
+            .expect("writing an export does not panic, and nobody aborts it");
+        match written {
+            Ok(file) => {
+                self.health.forget("export");
+                Some(file)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "exporting the records");
+                self.health.ill("export", error.to_string());
+                None
+            }
+        }
+    }
+}
+
+pub(crate) async fn load(options: &Options) -> Result<(Settings, SiteSpec), Report> {
+    let (site, state) = (options.site.clone(), options.state.clone());
+    tokio::task::spawn_blocking(move || config::load(&site, &state))
+        .await
+        .expect("reading a site does not panic, and nobody aborts it")
+}
