@@ -389,6 +389,9 @@ impl LinkServer {
                     break;
                 }
             };
+            // The door comes last: a client that gave up with ERROR and asks again from its port has ended
+            // its transfer before its request is heard, however close together they came.
+            events[..ready].sort_unstable_by_key(|event| std::cmp::Reverse(event.data()));
             for event in &events[..ready] {
                 match event.data() {
                     STOP => {
