@@ -26,6 +26,7 @@ impl SiteSpec {
         }
         let mut spec = Self {
             admission: parts.admission,
+            host: Arc::new(parts.host),
             ..Self::default()
         };
         spec.networks = parts

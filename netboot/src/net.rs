@@ -565,6 +565,31 @@ impl<'de> serde::Deserialize<'de> for MacAddress {
     }
 }
 
+impl serde::Serialize for LinkName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for LinkName {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read_text(deserializer)
+    }
+}
+
+impl serde::Serialize for VlanId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u16(self.get())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for VlanId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let id = u16::deserialize(deserializer)?;
+        Self::new(id).ok_or_else(|| serde::de::Error::custom("a VLAN id is 1 to 4094"))
+    }
+}
+
 impl<Kind> serde::Serialize for Name<Kind> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::host::HostSpec;
 use crate::loader::LoaderTable;
 use crate::net::{
     AddressRange, Destination, Digest, Hostname, LinkName, MacAddress, NetworkName, NodeName,
@@ -142,6 +143,7 @@ pub struct SiteSpec {
     pub(crate) nodes: BTreeMap<NodeName, Arc<NodeSpec>>,
     pub(crate) profiles: BTreeMap<ProfileName, Arc<Profile>>,
     pub(crate) admission: AdmissionPolicy,
+    pub(crate) host: Arc<HostSpec>,
     pub(crate) by_mac: BTreeMap<MacAddress, Arc<NodeSpec>>,
     pub(crate) by_uuid: BTreeMap<Uuid, Arc<NodeSpec>>,
     pub(crate) by_address: BTreeMap<Ipv4Addr, Arc<NodeSpec>>,
@@ -168,6 +170,8 @@ pub struct SiteParts {
     pub profiles: Vec<Profile>,
     /// The site's policy.
     pub admission: AdmissionPolicy,
+    /// The bastion's own network.
+    pub host: HostSpec,
 }
 
 /// A contradiction between parts. The config room finds the line by item, field and value.
@@ -196,6 +200,10 @@ pub enum Item {
     Node(usize),
     /// Index into `profiles`.
     Profile(usize),
+    /// Index into `host.links`.
+    Link(usize),
+    /// The rest of `host`.
+    Host,
 }
 
 impl SiteSpec {
@@ -275,6 +283,12 @@ impl SiteSpec {
         self.networks
             .values()
             .find(|network| network.subnet.contains(relay))
+    }
+
+    /// What the bastion's own network should be.
+    #[must_use]
+    pub fn host(&self) -> &Arc<HostSpec> {
+        &self.host
     }
 
     /// The site's admission policy.

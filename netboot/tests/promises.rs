@@ -94,6 +94,7 @@ fn spec(purpose: Purpose, admission: AdmissionPolicy, mode: Mode) -> SiteSpec {
         nodes,
         profiles: vec![profile],
         admission,
+        ..SiteParts::default()
     })
     .unwrap()
 }

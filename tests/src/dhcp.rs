@@ -15,9 +15,7 @@ use netboot::attempt::Entry;
 use netboot::net::{Digest, MacAddress};
 use netboot::node::{NodeLink, NodeSpec};
 use netboot::site::Site;
-use netboot::spec::{
-    AdmissionPolicy, Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec,
-};
+use netboot::spec::{Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec};
 use tokio::sync::mpsc;
 
 use crate::netns::Netns;
@@ -116,7 +114,7 @@ pub fn site_of(networks: Vec<Network>, nodes: Vec<NodeSpec>) -> SiteSpec {
         nodes,
         networks,
         profiles: vec![profile],
-        admission: AdmissionPolicy::Listed,
+        ..SiteParts::default()
     };
     SiteSpec::new(parts).unwrap_or_else(|faults| panic!("{faults:?}"))
 }

@@ -17,9 +17,7 @@ use netboot::attempt::Entry;
 use netboot::net::{MacAddress, NetworkName, ProfileName};
 use netboot::node::{NodeLink, NodeSpec};
 use netboot::site::Site;
-use netboot::spec::{
-    AdmissionPolicy, Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec,
-};
+use netboot::spec::{Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -297,7 +295,7 @@ fn site(depot: &Depot) -> SiteParts {
             node(LIVE, "live"),
         ],
         profiles,
-        admission: AdmissionPolicy::Listed,
+        ..SiteParts::default()
     }
 }
 

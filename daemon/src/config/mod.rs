@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use netboot::host::HostSpec;
 use netboot::node::NodeSpec;
 use netboot::spec::{Item, Mode, NODES_MAX, SiteParts, SiteSpec, SpecFault};
 
@@ -126,6 +127,7 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
         nodes,
         profiles: profiles.profiles.clone(),
         admission,
+        host: HostSpec::default(),
     };
     match SiteSpec::new(parts) {
         Ok(spec) => {
@@ -230,6 +232,8 @@ impl Places<'_> {
             Item::Network(index) => self.networks.get(index).map(|w| w.place_of(field)),
             Item::Node(index) => self.machines.get(index).map(|w| w.place_of(field, value)),
             Item::Profile(index) => self.profiles.written.get(index).map(|w| w.place),
+            // The files can't say anything of the bastion's own network yet.
+            Item::Link(_) | Item::Host => None,
         };
         place.unwrap_or_default()
     }

@@ -9,9 +9,7 @@ use crate::loader::Client;
 use crate::net::{Digest, MacAddress, Timestamp};
 use crate::node::{NodeLink, NodeSpec};
 use crate::site::Site;
-use crate::spec::{
-    AdmissionPolicy, Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec,
-};
+use crate::spec::{Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 107, 0, 1);
 const RESERVED: Ipv4Addr = Ipv4Addr::new(10, 107, 0, 11);
@@ -89,7 +87,7 @@ fn site(networks: Vec<Network>) -> Site {
         networks,
         nodes: vec![node],
         profiles: vec![profile],
-        admission: AdmissionPolicy::Listed,
+        ..SiteParts::default()
     };
     Site::new(Arc::new(SiteSpec::new(parts).unwrap()))
 }
