@@ -21,6 +21,10 @@ use tokio::net::TcpStream;
 use super::wire::{Method, Request};
 use super::{Body, Refusal, Reply, Told};
 
+/// From here on a file is worth a word to the kernel: it reads this much ahead without one (128 KiB, Linux
+/// `VM_READAHEAD_PAGES`).
+const READ_AHEAD_BYTES: u64 = 128 << 10;
+
 /// A slice of a file on its way out.
 #[derive(Debug)]
 pub(super) struct Slice {
@@ -102,7 +106,7 @@ pub(super) fn answer(depot: &Depot, request: &Request, rest: &str) -> Result<Rep
             .with("Content-Range", format!("bytes */{size}")));
         }
     };
-    if request.method == Method::Get {
+    if request.method == Method::Get && length >= READ_AHEAD_BYTES {
         // Advice only: a cold file then comes off the disk ahead of the reader.
         let _ = posix_fadvise(
             &file,

@@ -48,6 +48,10 @@ pub(super) async fn converse(server: &Server, mut wire: Wire, origin: &Origin) {
                     first = false;
                     continue;
                 }
+                if !request.keep_alive && matches!(wire, Wire::Left(_)) {
+                    // The client said that it sends no more, so there is nothing that a close could destroy.
+                    return;
+                }
                 break;
             }
             Err(End::Quiet) => return,
