@@ -220,26 +220,54 @@ fn client_until(machine: &Netns, expected: &str) {
     panic!("never {expected}: {said}");
 }
 
+/// A machine on a network of its own, a relay between it and the bastion, and what they are told.
+struct Far {
+    relay: Netns,
+    machine: Netns,
+    timeline: tests::timeline::Timeline,
+    _server: Netns,
+    _bastion: Bastion,
+}
+
+impl Far {
+    fn new() -> Self {
+        let (server, relay, machine) = (Netns::new(), Netns::new(), Netns::new());
+        plug(&server, "eth0", &relay, "52:54:00:cc:00:01");
+        server.ip("addr add 10.107.0.1/16 dev eth0");
+        server.ip("route add 10.200.0.0/24 via 10.107.0.9");
+        relay.ip("addr add 10.107.0.9/16 dev eth0");
+        plug(&relay, "far0", &machine, &mac(7).to_string());
+        relay.ip("addr add 10.200.0.1/24 dev far0");
+        let mut far = dhcp::network(Mode::Reservation);
+        far.name = "far".parse().unwrap();
+        far.subnet = "10.200.0.0/24".parse().unwrap();
+        far.router = Some(Ipv4Addr::new(10, 200, 0, 1));
+        (far.relayed, far.routes) = (true, Vec::new());
+        let node = dhcp::node("far-7", mac(7), &far, Ipv4Addr::new(10, 200, 0, 7));
+        let near = dhcp::network(Mode::Reservation);
+        let bastion = Bastion::serving(&server, dhcp::site_of(vec![near, far], vec![node]));
+        Self {
+            relay,
+            machine,
+            timeline: tests::timeline::Timeline::default(),
+            _server: server,
+            _bastion: bastion,
+        }
+    }
+
+    fn is_served_through(&self, program: &str, arguments: &[&str], ready: &str) {
+        let mut agent = process::command(program);
+        agent.args(arguments);
+        let agent = self.relay.start(&self.timeline, "relay", agent);
+        agent.wait_for(ready, Duration::from_secs(10));
+        let said = client(&self.machine, UDHCPC);
+        assert!(said.contains("lease of 10.200.0.7 obtained"), "{said}");
+    }
+}
+
 #[test]
 fn a_machine_behind_a_relay_gets_the_address_of_its_own_network() {
-    let (server, relay, machine) = (Netns::new(), Netns::new(), Netns::new());
-    plug(&server, "eth0", &relay, "52:54:00:cc:00:01");
-    server.ip("addr add 10.107.0.1/16 dev eth0");
-    server.ip("route add 10.200.0.0/24 via 10.107.0.9");
-    relay.ip("addr add 10.107.0.9/16 dev eth0");
-    plug(&relay, "far0", &machine, &mac(7).to_string());
-    relay.ip("addr add 10.200.0.1/24 dev far0");
-    let mut far = dhcp::network(Mode::Reservation);
-    far.name = "far".parse().unwrap();
-    far.subnet = "10.200.0.0/24".parse().unwrap();
-    far.router = Some(Ipv4Addr::new(10, 200, 0, 1));
-    (far.relayed, far.routes) = (true, Vec::new());
-    let node = dhcp::node("far-7", mac(7), &far, Ipv4Addr::new(10, 200, 0, 7));
-    let near = dhcp::network(Mode::Reservation);
-    let _bastion = Bastion::serving(&server, dhcp::site_of(vec![near, far], vec![node]));
-    let timeline = tests::timeline::Timeline::default();
-    let mut agent = process::command("dnsmasq");
-    agent.args([
+    let arguments = [
         "--keep-in-foreground",
         "--conf-file=/dev/null",
         "--port=0",
@@ -249,11 +277,37 @@ fn a_machine_behind_a_relay_gets_the_address_of_its_own_network() {
         "--log-dhcp",
         "--dhcp-leasefile=/dev/null",
         "--dhcp-relay=10.200.0.1,10.107.0.1",
-    ]);
-    let agent = relay.start(&timeline, "relay", agent);
-    agent.wait_for("DHCP relay", Duration::from_secs(10));
-    let said = client(&machine, UDHCPC);
-    assert!(said.contains("lease of 10.200.0.7 obtained"), "{said}");
+    ];
+    Far::new().is_served_through("dnsmasq", &arguments, "DHCP relay");
+}
+
+/// This relay names the machine's network by its link selection (RFC 3527), gives an address of the
+/// bastion's own network as its own, and knows by the echo alone where a reply belongs.
+#[test]
+fn a_relay_that_selects_the_link_is_understood_and_gets_its_agent_information_back() {
+    let arguments = "-4 -d --no-pid -a -U eth0 -i far0 10.107.0.1".split(' ');
+    let arguments: Vec<&str> = arguments.collect();
+    Far::new().is_served_through("dhcrelay", &arguments, "Sending on   Socket");
+}
+
+#[test]
+fn a_lent_address_that_somebody_else_bears_is_declined_and_lent_no_more() {
+    let (server, machine) = cable("52:54:00:bb:00:09");
+    let bastion = Bastion::serving(&server, dhcp::site(dhcp::network(Mode::Pool), 1));
+    let lent = |said: &str| {
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let at = words.iter().rposition(|word| *word == "leased");
+        at.and_then(|at| words.get(at + 1)?.parse::<Ipv4Addr>().ok())
+    };
+    let first = client(&machine, &DHCPCD.replace("--noarp ", ""));
+    let address = lent(&first).unwrap_or_else(|| panic!("{first}"));
+    // Whoever asks by ARP who bears it is answered from now on.
+    server.ip(&format!("addr add {address}/32 dev eth0"));
+    let second = client(&machine, &DHCPCD.replace("--noarp ", ""));
+    assert!(second.contains("sending DECLINE"), "{second}");
+    let other = lent(&second).unwrap_or_else(|| panic!("{second}"));
+    assert_ne!(other, address);
+    assert_eq!(bastion.ignored("declined"), 1);
 }
 
 /// dnsmasq as the server that was there first: it gives addresses and knows nothing of booting.
