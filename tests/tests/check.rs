@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use daemon::config::check::{Kind, schema};
+use daemon::config::load;
+use netboot::host::{HostSpec, LinkPolicy, ReversePath};
 use tests::bastion::reveille;
 use tests::sample::{ARTIFACTS, repository, site, state};
 
@@ -55,6 +57,87 @@ fn every_seeded_fault_is_named_with_its_place_value_and_remedy() {
     let (code, text) = checked(Path::new("fixtures/faulty-site"), state.path(), &[]);
     assert_eq!(code, Some(78));
     golden(Path::new("fixtures/faulty-site.txt"), &text);
+}
+
+/// What the site wants of the bastion, from the text of `links`, `host` and whatever else is given.
+fn host(text: &str) -> HostSpec {
+    const NETWORKS: &str = "site: lab\nhttp: { port: 8081 }\nnetworks:\n  \
+        - { name: provisioning, link: eth1.107, subnet: 10.107.0.0/24 }\n  \
+        - { name: storage, link: eth2, subnet: 10.200.0.0/16, mode: off }\n";
+    let site = tempfile::tempdir().expect("a directory");
+    std::fs::write(site.path().join("site.yaml"), format!("{NETWORKS}{text}")).expect("written");
+    std::fs::write(site.path().join("machines.yaml"), "machines: []\n").expect("written");
+    let loaded = load(site.path(), state(&[]).path());
+    let (_, spec) = loaded.unwrap_or_else(|report| panic!("{report}"));
+    HostSpec::clone(spec.host())
+}
+
+#[test]
+fn a_gateway_gets_a_table_of_its_own_and_the_main_one_only_where_it_is_asked_for() {
+    let text = "links:\n\
+        - { name: eth1.107, vlan: { parent: eth1, id: 107 }, addresses: [10.107.0.1/24], gateway: 10.107.0.254 }\n\
+        - { name: eth0, addresses: [203.0.113.5/24], gateway: 203.0.113.1, default_route: true, rp_filter: off }\n";
+    let spec = host(text);
+    let [inner, outer] = &spec.links[..] else {
+        panic!("{spec:?}");
+    };
+    assert!(inner.link.routes.iter().all(|route| route.table == 1107));
+    assert_eq!(inner.rp_filter, Some(ReversePath::Loose));
+    let [rule] = inner.link.rules[..] else {
+        panic!("{inner:?}");
+    };
+    assert_eq!(
+        (rule.from.to_string(), rule.table),
+        ("10.107.0.1/32".into(), 1107)
+    );
+    let everywhere = outer
+        .link
+        .routes
+        .iter()
+        .filter(|route| route.to.prefix_len() == 0);
+    let tables: Vec<u32> = everywhere.map(|route| route.table).collect();
+    assert_eq!(
+        (tables, outer.rp_filter),
+        (vec![2002, 254], Some(ReversePath::Off))
+    );
+}
+
+#[test]
+fn the_firewall_opens_a_service_where_it_is_served_and_masquerade_forwards() {
+    let spec = host(
+        "links:\n- { name: eth1.107, vlan: { parent: eth1, id: 107 }, addresses: [10.107.0.1/24] }\n\
+         host: { masquerade: [{ network: provisioning, out: eth0 }], confirm: 1m }\n",
+    );
+    assert_eq!(
+        (spec.policy, spec.confirm_seconds),
+        (LinkPolicy::Managed, 60)
+    );
+    assert_eq!(spec.links[0].forwarding, Some(true));
+    let open = spec.services.iter().map(|service| {
+        let links = service
+            .links
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>();
+        (service.port, links.join(" "))
+    });
+    let (both, answered) = ("eth1.107 eth2".to_owned(), "eth1.107".to_owned());
+    let wanted: Vec<(u16, String)> = [8081, 8443, 9345, 22623]
+        .map(|port| (port, both.clone()))
+        .into_iter()
+        .chain([67, 69, 4011].map(|port| (port, answered.clone())))
+        .collect();
+    assert_eq!(open.collect::<Vec<_>>(), wanted);
+}
+
+#[test]
+fn nothing_is_made_and_nothing_filtered_where_others_own_the_network() {
+    for text in ["links: unmanaged\n", "host: { links: unmanaged }\n"] {
+        let spec = host(text);
+        assert_eq!(spec.policy, LinkPolicy::Unmanaged, "{text}");
+        assert!(spec.services.is_empty() && spec.links.is_empty(), "{text}");
+    }
+    assert!(host("").services.is_empty());
 }
 
 #[test]

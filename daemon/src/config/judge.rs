@@ -1,8 +1,9 @@
 //! From text to the core's types, one value at a time; what fails becomes a fault at its own place.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use netboot::loader::LoaderTable;
 use netboot::net::Malformed;
 use netboot::node::DiskRule;
@@ -51,6 +52,41 @@ pub(super) fn address(faults: &Faults, key: &str, given: &Given<String>) -> Opti
         )
     });
     judged(faults, key, place, parsed)
+}
+
+/// Parses an address of either kind that may be absent.
+pub(super) fn ip_address(faults: &Faults, key: &str, given: &Given<String>) -> Option<IpAddr> {
+    let (place, text) = given.good()?;
+    let rule = "write it without a prefix, such as 10.107.0.254 or 2001:db8::1";
+    let parsed = text
+        .parse()
+        .map_err(|_| Malformed::new("IP address", text, rule));
+    judged(faults, key, place, parsed)
+}
+
+/// Parses an address of either kind with the prefix of its network.
+pub(super) fn network_of(faults: &Faults, key: &str, place: Place, text: &str) -> Option<IpNet> {
+    let rule = "write it with the prefix of its network, such as 10.107.0.1/24 or 2001:db8::1/64";
+    let parsed = text
+        .parse()
+        .map_err(|_| Malformed::new("address with a prefix", text, rule));
+    judged(faults, key, place, parsed)
+}
+
+/// `90s`, `30m`, `12h` or `7d` in seconds.
+pub(super) fn seconds(text: &str) -> Option<u32> {
+    let unit = text.chars().last()?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return None,
+    };
+    text.strip_suffix(unit)?
+        .parse::<u32>()
+        .ok()?
+        .checked_mul(seconds)
 }
 
 /// Parses each value of a list; those that fail are left out.

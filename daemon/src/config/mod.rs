@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source  bytes of a file      yaml   text to a tree with places
-//! read    tree to file types   judge  words to the core's types, in networks, machines, profiles
+//! read    tree to file types   judge  words to the core's types, in networks, links, machines, profiles
 //! SiteSpec::new                what contradicts between the parts
 //! rehearsal                    what the templates make of the machines
 //! ```
@@ -13,7 +13,9 @@
 pub mod check;
 mod fault;
 mod file;
+mod host;
 mod judge;
+mod links;
 mod machines;
 mod networks;
 mod profiles;
@@ -25,7 +27,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use netboot::host::HostSpec;
 use netboot::node::NodeSpec;
 use netboot::spec::{Item, Mode, NODES_MAX, SiteParts, SiteSpec, SpecFault};
 
@@ -33,6 +34,7 @@ use crate::http::Ports;
 
 pub use fault::{Fault, Report};
 use fault::{Faults, Place};
+use host::HostFile;
 use networks::{SiteFile, Written};
 use profiles::Profiles;
 use read::Given;
@@ -120,6 +122,7 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
         admission,
         networks,
         written,
+        host,
         ..
     } = site;
     let parts = SiteParts {
@@ -127,7 +130,7 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
         nodes,
         profiles: profiles.profiles.clone(),
         admission,
-        host: HostSpec::default(),
+        host: host.spec.clone(),
     };
     match SiteSpec::new(parts) {
         Ok(spec) => {
@@ -140,6 +143,7 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
         Err(found) => {
             let places = Places {
                 networks: &written,
+                host: &host,
                 machines: &machines,
                 profiles: &profiles,
             };
@@ -205,6 +209,7 @@ fn inventory(source: &mut Source<'_>, site: &SiteFile, faults: &Faults) -> Inven
 /// Where the parts of a site stand, by their index in [`SiteParts`].
 struct Places<'a> {
     networks: &'a [Written<Box<file::Network>>],
+    host: &'a HostFile,
     machines: &'a [Written<Box<file::Machine>>],
     profiles: &'a Profiles,
 }
@@ -232,8 +237,8 @@ impl Places<'_> {
             Item::Network(index) => self.networks.get(index).map(|w| w.place_of(field)),
             Item::Node(index) => self.machines.get(index).map(|w| w.place_of(field, value)),
             Item::Profile(index) => self.profiles.written.get(index).map(|w| w.place),
-            // The files can't say anything of the bastion's own network yet.
-            Item::Link(_) | Item::Host => None,
+            Item::Link(index) => self.host.link_place(index, field, value),
+            Item::Host => self.host.host_place(field, value),
         };
         place.unwrap_or_default()
     }

@@ -8,7 +8,9 @@ use netboot::spec::{AdmissionPolicy, Mode, Network};
 
 use super::fault::{Faults, Place};
 use super::file;
-use super::judge::{address, list, loaders, missing, need, parse};
+use super::host::{self, HostFile};
+use super::judge::{address, list, loaders, missing, need, parse, seconds};
+
 use super::read::{Given, Table};
 use super::{Settings, TftpEngine};
 
@@ -34,6 +36,8 @@ pub(super) struct SiteFile {
     pub(super) networks: Vec<Network>,
     /// Side by side with `networks`.
     pub(super) written: Vec<Written<Box<file::Network>>>,
+    /// The bastion's own network.
+    pub(super) host: HostFile,
     /// Names of networks too faulty to build: machines on them are not complained about.
     pub(super) broken: BTreeSet<String>,
     /// A network without even a name failed, or the file did.
@@ -59,6 +63,8 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
     let file::Site {
         site: name,
         admission,
+        links,
+        host: host_given,
         networks,
         http,
         tftp,
@@ -101,6 +107,7 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
             }
         }
     }
+    site.host = host::judge(links, host_given, &site, faults);
     site
 }
 
@@ -308,22 +315,6 @@ fn lease_seconds(given: &Given<String>, faults: &Faults) -> u32 {
             LEASE_SECONDS
         }
     }
-}
-
-/// `90s`, `30m`, `12h` or `7d` in seconds.
-fn seconds(text: &str) -> Option<u32> {
-    let unit = text.chars().last()?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => return None,
-    };
-    text.strip_suffix(unit)?
-        .parse::<u32>()
-        .ok()?
-        .checked_mul(seconds)
 }
 
 fn options(given: &Given<Table<file::OptionValue>>, faults: &Faults) -> BTreeMap<u8, Vec<u8>> {

@@ -19,8 +19,8 @@ use super::yaml::{Body, Key, Node};
 const ENTRIES_MAX: usize = netboot::spec::NODES_MAX;
 /// The newtype name by which [`Given`] asks the reader for the place.
 const GIVEN: &str = "given with its place";
-/// The newtype name by which a type asks for either a word, as text, or a map, as the newtype's inside.
-pub(super) const WORD_OR_MAP: &str = "a word or a map";
+/// The newtype name by which a type asks for either a word, as text, or a map or list, as the newtype's inside.
+pub(super) const WORD_OR_OTHER: &str = "a word, or a map or list";
 
 /// A value of a file, if it was given, and its place. `Bad` was reported already.
 #[derive(Clone, Debug, Default)]
@@ -166,7 +166,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
                 place: place.into_iter(),
                 value: self,
             })
-        } else if let (WORD_OR_MAP, Body::Scalar(text)) = (name, &self.node.body) {
+        } else if let (WORD_OR_OTHER, Body::Scalar(text)) = (name, &self.node.body) {
             visitor.visit_str(text)
         } else {
             visitor.visit_newtype_struct(self)
@@ -191,6 +191,10 @@ impl<'de> Deserializer<'de> for Reader<'de> {
 
     fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
         visitor.visit_u64(self.number(u64::from(u16::MAX))?)
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
+        visitor.visit_u64(self.number(u64::from(u32::MAX))?)
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
@@ -258,7 +262,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u8 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct
+        i8 i16 i32 i64 i128 u8 u64 u128 f32 f64 char bytes byte_buf unit unit_struct
         tuple tuple_struct identifier ignored_any
     }
 }
