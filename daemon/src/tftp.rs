@@ -39,6 +39,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt, sockopt};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use self::outbox::Outbox;
@@ -55,6 +56,7 @@ const TRANSLATED_OCTETS_MAX: usize = 64 << 20;
 /// A running transfer is reported this often.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const STOP: u64 = u64::MAX;
+const ALARM: u64 = STOP - 1;
 
 /// A link with the one address its clients know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -320,7 +322,9 @@ fn start_builtin(
         .collect::<io::Result<Vec<_>>>()?;
     let stop = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?);
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let alarm = Alarm::new()?;
     epoll.add(&*stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+    epoll.add(&alarm.timer, EpollEvent::new(EpollFlags::EPOLLIN, ALARM))?;
     for (place, socket) in std::iter::once(&door).chain(&ring).enumerate() {
         epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, place as u64))?;
     }
@@ -339,6 +343,7 @@ fn start_builtin(
             desk: Desk::new(limits),
             translated: 0,
             outbox: Outbox::new(ring.len()),
+            alarm,
             door,
             ring,
         };
@@ -364,8 +369,50 @@ struct LinkServer {
     desk: Desk<Served>,
     translated: usize,
     outbox: Outbox,
+    alarm: Alarm,
     door: UdpSocket,
     ring: Vec<UdpSocket>,
+}
+
+/// The clock's bell, set anew only when the earliest deadline has changed. A time limit on each wait would be
+/// set and taken back for every block, and setting one costs a virtual machine more than the wait itself.
+struct Alarm {
+    timer: TimerFd,
+    set_for: Option<Duration>,
+}
+
+impl Alarm {
+    fn new() -> io::Result<Self> {
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        Ok(Self {
+            timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?,
+            set_for: None,
+        })
+    }
+
+    /// Rings at `deadline`, or not before it is set again.
+    fn set(&mut self, deadline: Option<Duration>, clock: Instant) -> nix::Result<()> {
+        if self.set_for == deadline {
+            return Ok(());
+        }
+        match deadline {
+            // A wait of nothing would mean "never".
+            Some(deadline) => {
+                let wait = deadline.saturating_sub(clock.elapsed());
+                let wait = Expiration::OneShot(wait.max(Duration::from_micros(1)).into());
+                self.timer.set(wait, TimerSetTimeFlags::empty())?;
+            }
+            None => self.timer.unset()?,
+        }
+        self.set_for = deadline;
+        Ok(())
+    }
+
+    fn rang(&mut self) {
+        // Spends the descriptor; one that was set anew meanwhile has nothing to read.
+        let _ = self.timer.wait();
+        self.set_for = None;
+    }
 }
 
 /// The file of one transfer.
@@ -379,9 +426,10 @@ struct Served {
 impl LinkServer {
     fn run(mut self, epoll: &Epoll, stop: &EventFd) {
         let mut ears = Ears::new();
-        let mut events = vec![EpollEvent::empty(); self.ring.len() + 2];
+        let mut events = vec![EpollEvent::empty(); self.ring.len() + 3];
         loop {
-            let ready = match epoll.wait(&mut events, self.patience()) {
+            let set = self.alarm.set(self.desk.next_deadline(), self.clock);
+            let ready = match set.and_then(|()| epoll.wait(&mut events, EpollTimeout::NONE)) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => {
@@ -399,6 +447,7 @@ impl LinkServer {
                         let _ = stop.read();
                         return self.farewell();
                     }
+                    ALARM => self.alarm.rang(),
                     place => self.listen(usize::try_from(place).unwrap_or(0), &mut ears),
                 }
             }
@@ -408,16 +457,6 @@ impl LinkServer {
             }
             self.flush();
         }
-    }
-
-    /// How long nothing needs to be done, rounded up to the clock of epoll.
-    fn patience(&self) -> EpollTimeout {
-        let Some(deadline) = self.desk.next_deadline() else {
-            return EpollTimeout::NONE;
-        };
-        let wait = deadline.saturating_sub(self.clock.elapsed());
-        let milliseconds = wait.as_micros().div_ceil(1000);
-        EpollTimeout::try_from(milliseconds).unwrap_or(EpollTimeout::MAX)
     }
 
     /// Hears what one socket holds, at most one batch before the others have their turn.
