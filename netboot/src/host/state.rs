@@ -14,8 +14,9 @@ use crate::net::{LinkName, MacAddress};
 /// The alias (`IFLA_IFALIAS`) of links that we made.
 pub const ALIAS: &str = "reveille";
 /// The protocol number of addresses, routes and rules that we made (`IFA_PROTO`, `rtm_protocol`, `FRA_PROTOCOL`).
-/// Unassigned in iproute2's `etc/iproute2/rt_protos`.
-pub const PROTOCOL: u8 = 186;
+/// Assigned to nobody in Linux `include/uapi/linux/rtnetlink.h` and iproute2's `rt_protos`, where 186 to 192 are
+/// the routing daemons' (BGP, IS-IS, OSPF, RIP, EIGRP).
+pub const PROTOCOL: u8 = 107;
 /// The nftables table, of family `inet`, that is ours alone.
 pub const TABLE: &str = "reveille";
 
