@@ -7,6 +7,7 @@ pub mod config;
 pub mod controller;
 pub mod dhcp;
 pub mod failure;
+pub mod host;
 pub mod http;
 pub mod image;
 pub mod ledger;
