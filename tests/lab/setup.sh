@@ -66,7 +66,7 @@ unpack() {
 
 images() {
   mkdir -p "$cache"; exec 9>"$cache/images.lock"; flock 9
-  local stamp; stamp=$(cat "$here/setup.sh" "$here/node-init" "$here/udhcpc-script" | sha256sum | cut -c1-16)
+  local stamp; stamp=$(cat "$here/setup.sh" "$here/node-init" "$here/bastion-init" "$here/udhcpc-script" | sha256sum | cut -c1-16)
   [ "$(cat "$cache/images.stamp" 2>/dev/null)" = "$stamp" ] && return 0
   say "building kernel and initramfs images in $cache"
   local kernel
@@ -80,26 +80,43 @@ images() {
   [ -d "$cache/ignition" ] || unpack ignition "$cache/ignition"
   base_image "$cache/base.img"
   ignition_image "$cache/ignition.img"
+  bastion_image "$cache/bastion.img"
+  disk "$cache/kernel/lib/modules" "$cache/modules.ext4"
   echo "$stamp" > "$cache/images.stamp"
 }
 
 # busybox, the network driver and an init that takes its orders from the kernel command line.
 base_image() {
-  local root version file module; root=$(mktemp -d); chmod 755 "$root"
+  local root; root=$(mktemp -d); chmod 755 "$root"
+  busybox_root "$root" virtio_pci virtio_net
+  mkdir -p "$root"/{root,usr/bin,usr/sbin,usr/share/udhcpc}
+  install -m 755 "$here/node-init" "$root/init"
+  install -m 755 "$here/udhcpc-script" "$root/usr/share/udhcpc/default.script"
+  pack "$root" "$1"
+}
+
+# What lays out the bastion's root from its disks and hands over to systemd.
+bastion_image() {
+  local root; root=$(mktemp -d); chmod 755 "$root"
+  busybox_root "$root" virtio_pci virtio_blk virtio_net overlay
+  install -m 755 "$here/bastion-init" "$root/init"
+  pack "$root" "$1"
+}
+
+# `busybox_root DIRECTORY MODULE...`
+busybox_root() {
+  local root=$1 version file module; shift
   version=$(ls "$cache/kernel/lib/modules")
-  mkdir -p "$root"/{bin,sbin,etc,proc,sys,dev,run,tmp,root,usr/bin,usr/sbin,usr/share/udhcpc} "$root/lib/modules/$version"
+  mkdir -p "$root"/{bin,sbin,etc,proc,sys,dev,run,tmp} "$root/lib/modules/$version"
   cp /bin/busybox "$root/bin/"
   for file in $(/bin/busybox --list | grep -vx busybox); do ln -s busybox "$root/bin/$file"; done
-  for module in virtio_pci virtio_net; do
+  for module in "$@"; do
     modprobe -d "$cache/kernel" -S "$version" --show-depends $module | awk '/^insmod/{print $2}'
   done | sort -u | while read -r file; do
     module=${file#"$cache/kernel/"}; mkdir -p "$root/$(dirname "$module")"; cp "$file" "$root/$module"
   done
   cp "$cache/kernel/lib/modules/$version"/modules.{order,builtin} "$root/lib/modules/$version/"
   depmod -b "$root" "$version" 2>&1 | grep -v modules.builtin.modinfo >&2 || true
-  install -m 755 "$here/node-init" "$root/init"
-  install -m 755 "$here/udhcpc-script" "$root/usr/share/udhcpc/default.script"
-  pack "$root" "$1"
 }
 
 # The second initramfs, laid over the first by the kernel: Debian's ignition binary and what its stages call.
@@ -124,18 +141,26 @@ pack() {
   mv "$2.part" "$2"; rm -rf "$1"
 }
 
-# One Debian root serves two stories: cloud-init runs in it, and the user-mode Linux host boots systemd from it.
+# A read-only disk with what a directory holds: `disk DIRECTORY FILE`.
+disk() {
+  rm -f "$2.part"
+  mke2fs -q -t ext4 -O ^has_journal -m 0 -d "$1" "$2.part" "$(($(du -sm --apparent-size "$1" | cut -f1) * 5 / 4 + 64))M" >/dev/null
+  mv "$2.part" "$2"
+}
+
+# One Debian root serves two stories: cloud-init runs in it, and the bastion's virtual machine boots systemd from it.
 roots() {
   mkdir -p "$cache"; exec 8>"$cache/roots.lock"; flock 8
-  local wanted=systemd-sysv,udev,dbus,iproute2,kmod,cloud-init,python3,ipxe
-  [ "$(cat "$cache/root.stamp" 2>/dev/null)" = "$suite $wanted" ] && return 0
+  local wanted=systemd-sysv,udev,dbus,iproute2,kmod,cloud-init,python3,ipxe,nftables
+  [ "$(cat "$cache/root.stamp" 2>/dev/null)" = "$suite $wanted disk" ] && return 0
   say "building a $suite root file system in $cache (one to two minutes)"
   rm -rf "$cache/root" "$cache/root.part"
   local sources=
   for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do [ -s $file ] && { sources=$file; break; }; done
   mmdebstrap --quiet --mode=root --variant=minbase --include=$wanted "$suite" "$cache/root.part" $sources
   mv "$cache/root.part" "$cache/root"
-  echo "$suite $wanted" > "$cache/root.stamp"
+  disk "$cache/root" "$cache/root.ext4"
+  echo "$suite $wanted disk" > "$cache/root.stamp"
 }
 
 # Signed boot loaders, and the Debian installer's arm64 kernel with the GRUB that belongs to it.

@@ -4,6 +4,7 @@ pub mod bastion;
 pub mod chance;
 pub mod client;
 pub mod dhcp;
+pub mod host;
 pub mod http;
 pub mod lab;
 pub mod machine;
@@ -13,8 +14,9 @@ pub mod qemu;
 pub mod reference;
 pub mod sample;
 pub mod site;
+pub mod switch;
 pub mod tftp;
 pub mod timeline;
-pub mod uml;
+
 pub mod wire;
 pub mod world;
