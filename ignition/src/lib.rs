@@ -17,7 +17,7 @@ use netboot::spec::{ConfigSource, Network, Profile};
 
 pub use template::{Fault, RENDERED_MAX};
 
-/// All that a template may speak of.
+/// All that a template may speak of, but for its profile's `artifacts`.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The machine; `None` for one that is not listed and boots a discovery profile.
@@ -111,28 +111,36 @@ pub fn document(
             format::ignition::pointer(subject.urls)
         }
         (ConfigSource::Ignition(source), Document::Ignition) => {
-            let text = template::render("config.file", source, subject)?;
+            let text = template::render("config.file", source, profile, subject)?;
             format::ignition::lint(&text)?;
             text
         }
         (ConfigSource::CloudInit { user_data, .. }, Document::UserData) => {
-            let text = template::render("config.user_data", user_data, subject)?;
+            let text = template::render("config.user_data", user_data, profile, subject)?;
             format::cloud_init::lint_user_data(&text)?;
             text
         }
         (ConfigSource::CloudInit { .. }, Document::MetaData) => {
             format::cloud_init::meta_data(subject)
         }
-        (ConfigSource::CloudInit { vendor_data, .. }, Document::VendorData) => {
-            optional("config.vendor_data", vendor_data.as_deref(), subject)?
-        }
+        (ConfigSource::CloudInit { vendor_data, .. }, Document::VendorData) => optional(
+            "config.vendor_data",
+            vendor_data.as_deref(),
+            profile,
+            subject,
+        )?,
         (ConfigSource::CloudInit { network_config, .. }, Document::NetworkConfig) => {
-            let text = optional("config.network_config", network_config.as_deref(), subject)?;
+            let text = optional(
+                "config.network_config",
+                network_config.as_deref(),
+                profile,
+                subject,
+            )?;
             format::lint_yaml("config.network_config", &text)?;
             text
         }
         (ConfigSource::Talos(source), Document::Talos) => {
-            let text = template::render("config.file", source, subject)?;
+            let text = template::render("config.file", source, profile, subject)?;
             format::talos::lint(&text)?;
             text
         }
@@ -148,7 +156,7 @@ pub fn document(
 pub fn arguments(profile: &Profile, subject: &Subject<'_>) -> Result<Vec<String>, Fault> {
     let mut rendered = Vec::with_capacity(profile.arguments.len());
     for source in &profile.arguments {
-        let argument = template::render("arguments", source, subject)?;
+        let argument = template::render("arguments", source, profile, subject)?;
         if argument.chars().any(char::is_control) {
             let problem = format!("{source:?} renders to more than one line");
             return Err(Fault {
@@ -209,9 +217,10 @@ pub fn sample_urls(server: Ipv4Addr) -> Urls {
 fn optional(
     field: &'static str,
     source: Option<&str>,
+    profile: &Profile,
     subject: &Subject<'_>,
 ) -> Result<String, Fault> {
     source.map_or(Ok(String::new()), |source| {
-        template::render(field, source, subject)
+        template::render(field, source, profile, subject)
     })
 }

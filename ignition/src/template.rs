@@ -1,8 +1,10 @@
 //! Templates: minijinja, strict, bounded. A template may speak of the machine, its network, its
-//! variables and its URLs; a name that is not there is an error, never an empty string.
+//! variables, its profile's files and its URLs; a name that is not there is an error, never an empty string.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value, context};
+
+use netboot::spec::Profile;
 
 use crate::Subject;
 
@@ -29,13 +31,14 @@ pub struct Fault {
 pub(crate) fn render(
     field: &'static str,
     source: &str,
+    profile: &Profile,
     subject: &Subject<'_>,
 ) -> Result<String, Fault> {
     if !source.contains('{') {
         return Ok(source.to_owned());
     }
     let rendered = environment()
-        .render_str(source, values(subject))
+        .render_str(source, values(profile, subject))
         .map_err(|error| fault(field, &error))?;
     if rendered.len() > RENDERED_MAX {
         let problem = format!("renders to {} bytes", rendered.len());
@@ -68,7 +71,7 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-fn values(subject: &Subject<'_>) -> Value {
+fn values(profile: &Profile, subject: &Subject<'_>) -> Value {
     let Subject {
         node,
         link,
@@ -82,6 +85,7 @@ fn values(subject: &Subject<'_>) -> Value {
         .map(|disk| disk.text().to_owned());
     let boot_mac = link.and_then(|link| link.macs.first());
     let variables = node.map(|node| &node.variables);
+    let artifacts = profile.artifacts.iter();
     context! {
         node => context! {
             name => node.map(|node| node.name.to_string()),
@@ -104,6 +108,7 @@ fn values(subject: &Subject<'_>) -> Value {
             mtu => network.mtu,
         },
         variables => Value::from_pairs(variables.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone()))),
+        artifacts => Value::from_pairs(artifacts.map(|(name, artifact)| (name.clone(), artifact.url(&urls.base)))),
         disk => context! { device => disk.and_then(|disk| disk.device()), serial => serial },
         base_url => &urls.base,
         config_url => &urls.config,
@@ -132,8 +137,8 @@ fn fault(field: &'static str, error: &minijinja::Error) -> Fault {
         }
     }
     let remedy = if error.kind() == ErrorKind::UndefinedError {
-        "use node, hostname, address, mac, network, disk, variables.NAME, base_url, config_url or report_url, and \
-         give the machine the variable"
+        "use node, hostname, address, mac, network, disk, variables.NAME, artifacts.NAME, base_url, config_url or \
+         report_url, and give the machine the variable or the profile the artefact"
     } else {
         "mend the template; a literal {{ is written {{ '{{' }}"
     };
@@ -149,8 +154,9 @@ fn fault(field: &'static str, error: &minijinja::Error) -> Fault {
 mod tests {
     use std::collections::BTreeMap;
 
+    use netboot::net::Digest;
     use netboot::node::{NodeLink, NodeSpec};
-    use netboot::spec::{Mode, Network};
+    use netboot::spec::{Artifact, ConfigSource, Mode, Network, Purpose};
 
     use super::*;
     use crate::sample_urls;
@@ -192,6 +198,21 @@ mod tests {
             loaders: BTreeMap::new(),
             disk: None,
         };
+        let artifact = |file: &str| Artifact {
+            file: file.to_owned(),
+            digest: Digest::from_bytes([0xab; 32]),
+            size: 1,
+        };
+        let profile = Profile {
+            name: "debian".parse().unwrap(),
+            kernel: artifact("vmlinuz"),
+            initrds: Vec::new(),
+            artifacts: BTreeMap::from([("root".to_owned(), artifact("root.squashfs"))]),
+            arguments: Vec::new(),
+            config: ConfigSource::None,
+            purpose: Purpose::Live,
+            disk: None,
+        };
         let urls = sample_urls([10, 107, 0, 1].into());
         let subject = Subject {
             node: Some(&node),
@@ -201,7 +222,7 @@ mod tests {
             generation: 2,
             urls: &urls,
         };
-        match (render("config.file", source, &subject), expected) {
+        match (render("config.file", source, &profile, &subject), expected) {
             (Ok(text), Ok(expected)) => assert_eq!(text, expected),
             (Err(fault), Err(words)) => assert!(fault.to_string().contains(words), "{fault}"),
             (found, expected) => panic!("{source}: {found:?}, expected {expected:?}"),
@@ -218,6 +239,14 @@ mod tests {
             "{{ variables.rack }}-{{ node.generation }} {{ network.dns[0] }}\n",
             Ok("r1-2 10.107.0.1\n"),
         );
+        check(
+            "root=live:{{ artifacts.root }}",
+            Ok(&format!(
+                "root=live:http://10.107.0.1:8080/artifacts/{}/root.squashfs",
+                "ab".repeat(32)
+            )),
+        );
+        check("{{ artifacts.rootfs }}", Err("artifacts.rootfs"));
         check("{{ variables.row }}", Err("variables.row"));
         check("{{ hostnam }}", Err("give the machine the variable"));
         check("{{ hostname", Err("mend the template"));

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::loader::{Architecture, Client};
 use crate::net::MacAddress;
-use crate::spec::{Artifact, Profile};
+use crate::spec::Profile;
 
 /// What iPXE fills in by itself when a URL of ours is fetched: DHCP's file name is expanded too
 /// (src/usr/autoboot.c, fetch_next_server_and_filename).
@@ -95,10 +95,8 @@ pub fn boot(
     arguments: &[String],
 ) -> String {
     let mut script = opening(heading);
-    let url =
-        |artifact: &Artifact| format!("{base}/artifacts/{}/{}", artifact.digest, artifact.file);
     script.push_str("set fetches:int32 0\n:fetch\n");
-    let _ = write!(script, "kernel --name kernel {}", url(&profile.kernel));
+    let _ = write!(script, "kernel --name kernel {}", profile.kernel.url(base));
     for number in 0..profile.initrds.len() {
         let _ = write!(script, " initrd=initrd{number}");
     }
@@ -110,7 +108,7 @@ pub fn boot(
         let _ = writeln!(
             script,
             "initrd --name initrd{number} {} || goto failed",
-            url(initrd)
+            initrd.url(base)
         );
     }
     let _ = write!(
@@ -243,7 +241,7 @@ pub fn percent_decoded(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::net::Digest;
-    use crate::spec::{ConfigSource, Purpose};
+    use crate::spec::{Artifact, ConfigSource, Purpose};
 
     fn profile() -> Profile {
         let artifact = |file: &str, byte| Artifact {
@@ -255,6 +253,7 @@ mod tests {
             name: "live".parse().unwrap(),
             kernel: artifact("vmlinuz", 0x11),
             initrds: vec![artifact("initrd.img", 0x22), artifact("initrd.img", 0x33)],
+            artifacts: std::collections::BTreeMap::new(),
             arguments: Vec::new(),
             config: ConfigSource::None,
             purpose: Purpose::Install,

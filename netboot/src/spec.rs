@@ -85,6 +85,8 @@ pub struct Profile {
     pub kernel: Artifact,
     /// Initial ramdisks, in the order the kernel sees them.
     pub initrds: Vec<Artifact>,
+    /// Files that the templates name by their URL, such as a live root: by the name they have there.
+    pub artifacts: BTreeMap<String, Artifact>,
     /// Kernel arguments, each a template.
     pub arguments: Vec<String>,
     /// The document a node of this profile fetches.
@@ -93,6 +95,16 @@ pub struct Profile {
     pub purpose: Purpose,
     /// The disk an install may write, where the machine names none.
     pub disk: Option<DiskRule>,
+}
+
+impl Profile {
+    /// Every file of the depot that a machine of this profile may fetch, the kernel and the initial
+    /// ramdisks first.
+    pub fn files(&self) -> impl Iterator<Item = &Artifact> {
+        std::iter::once(&self.kernel)
+            .chain(&self.initrds)
+            .chain(self.artifacts.values())
+    }
 }
 
 /// A file of the depot.
@@ -104,6 +116,14 @@ pub struct Artifact {
     pub digest: Digest,
     /// In bytes.
     pub size: u64,
+}
+
+impl Artifact {
+    /// Where it is served; `base` is boot HTTP without a slash at the end: `http://10.107.0.1:8080`.
+    #[must_use]
+    pub fn url(&self, base: &str) -> String {
+        format!("{base}/artifacts/{}/{}", self.digest, self.file)
+    }
 }
 
 /// What booting a profile does.

@@ -68,6 +68,7 @@ fn spec(purpose: Purpose, admission: AdmissionPolicy, mode: Mode) -> SiteSpec {
             size: 1,
         },
         initrds: Vec::new(),
+        artifacts: BTreeMap::new(),
         arguments: Vec::new(),
         config: ConfigSource::Ignition("{}".into()),
         purpose,

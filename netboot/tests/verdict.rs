@@ -356,6 +356,17 @@ fn artefacts_that_do_not_arrive_have_their_reason() {
             .file("vmlinuz", Some(1), outcome);
         check(story, code, HopName::Artefacts, HopState::Failed);
     }
+    let live_root = Story::new()
+        .served()
+        .file("root.squashfs", Some(3), Aborted);
+    let told = check(
+        live_root,
+        Code::ArtefactIncomplete,
+        HopName::Artefacts,
+        HopState::Failed,
+    );
+    assert!(told.sentence.contains("root.squashfs"));
+    assert!(told.remedy.contains("its console"), "{}", told.remedy);
     let missing = Story::new()
         .asking()
         .scripted()
@@ -736,6 +747,7 @@ fn spec(mode: Mode, purpose: Purpose) -> SiteSpec {
         name: "worker".parse().unwrap(),
         kernel: artifact("vmlinuz", 1),
         initrds: vec![artifact("initrd", 2)],
+        artifacts: BTreeMap::from([("root".to_owned(), artifact("root.squashfs", 3))]),
         arguments: Vec::new(),
         config: ConfigSource::Ignition("{}".into()),
         purpose,

@@ -105,6 +105,7 @@ pub fn site_of(networks: Vec<Network>, nodes: Vec<NodeSpec>) -> SiteSpec {
             size: 1,
         },
         initrds: Vec::new(),
+        artifacts: std::collections::BTreeMap::new(),
         arguments: Vec::new(),
         config: ConfigSource::None,
         purpose: Purpose::Live,

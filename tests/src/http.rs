@@ -218,6 +218,7 @@ fn site(depot: &Depot) -> SiteParts {
         name: name.parse().expect("a name"),
         kernel: artifact("debian/vmlinuz"),
         initrds: vec![artifact("debian/initrd.img")],
+        artifacts: std::collections::BTreeMap::new(),
         arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
         config,
         purpose,

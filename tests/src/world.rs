@@ -658,6 +658,7 @@ fn spec(machines: usize) -> SiteSpec {
             size: 1,
         },
         initrds: Vec::new(),
+        artifacts: BTreeMap::new(),
         arguments: Vec::new(),
         config: ConfigSource::Ignition("{}".into()),
         purpose,

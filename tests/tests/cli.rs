@@ -13,6 +13,7 @@ use tests::bastion::{Bastion, reveille};
 use tests::client::Client;
 use tests::lab::{Lab, until};
 use tests::process;
+use tests::site::sha256;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const MAC: &str = "52:54:00:aa:00:01";
@@ -134,6 +135,37 @@ fn a_damaged_artefact_is_found_and_named() {
     let output = verify();
     assert_eq!(code(&output), 1);
     assert!(String::from_utf8_lossy(&output.stderr).contains(digest));
+}
+
+#[test]
+fn gc_spares_a_file_that_only_a_template_of_the_site_in_force_names() {
+    let lab = Lab::flat(0);
+    let mut bastion = bastion(&lab);
+    let root = lab.path("root.squashfs");
+    fs::write(&root, "no root at all").expect("a file");
+    bastion.import(&root, "live/root.squashfs");
+    let profile = "kernel: vmlinuz\nartifacts: {root: live/root.squashfs}\narguments: [\"root=live:{{ artifacts.root }}\"]\npurpose: live\n";
+    fs::write(bastion.site.join("profiles/debian.yaml"), profile).expect("a profile");
+    fs::remove_file(bastion.site.join("profiles/user-data")).expect("it was there");
+    bastion.start();
+    let script = bastion.client(&["simulate", "--mac", MAC, "--stage", "ipxe"]);
+    let url = format!(
+        "root=live:http://10.107.0.1:8080/artifacts/{}/root.squashfs",
+        sha256("no root at all")
+    );
+    assert!(script.contains(&url), "{script}");
+
+    let [state, socket] = [&bastion.state, &bastion.socket]
+        .map(|path| path.to_str().expect("paths are text").to_owned());
+    let forget = ["image", "forget", "live/root.squashfs", "--state", &state];
+    assert_eq!(code(&typed(&lab, None, &forget)), 0);
+    let swept = || {
+        let gc = ["image", "gc", "--state", &state, "--socket", &socket];
+        String::from_utf8(typed(&lab, None, &gc).stdout).expect("text")
+    };
+    assert_eq!(swept(), "removed 0 files, 0 bytes\n");
+    bastion.stop();
+    assert_eq!(swept(), "removed 1 files, 14 bytes\n");
 }
 
 #[test]

@@ -676,6 +676,7 @@ fn spec() -> SiteSpec {
             size: 1,
         },
         initrds: Vec::new(),
+        artifacts: BTreeMap::new(),
         arguments: Vec::new(),
         config: ConfigSource::Ignition("{}".into()),
         purpose: Purpose::Install,

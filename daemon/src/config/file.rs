@@ -462,6 +462,10 @@ pub(super) struct Profile {
     /// Initial ramdisks in the order the kernel sees them.
     #[serde(default)]
     pub(super) initrds: Given<Vec<Given<Artifact>>>,
+    /// More files of the depot, there in the templates as the URL `artifacts.KEY`: what the initramfs or
+    /// the system fetches by itself, such as a live root.
+    #[serde(default)]
+    pub(super) artifacts: Given<Table<Artifact>>,
     /// Kernel arguments, each a template.
     #[serde(default)]
     pub(super) arguments: Given<Vec<Given<String>>>,

@@ -35,6 +35,24 @@ pub(super) fn need<T: FromStr<Err = Malformed>>(
     parse(faults, key, given)
 }
 
+/// A key of a map whose entries templates know by name; 1 to 64 letters.
+pub(super) fn template_name<'a>(
+    faults: &Faults,
+    key: &str,
+    given: &'a Given<String>,
+) -> Option<(Place, &'a str)> {
+    let (place, name) = given.good()?;
+    let sound = (1..=64).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if !sound {
+        let remedy = "use letters, digits and underscores, a letter first";
+        let problem = "is not a name that templates can use";
+        faults.add(place, key, name, problem, remedy);
+    }
+    sound.then_some((place, name))
+}
+
 /// Names a key that must be there and isn't.
 pub(super) fn missing(faults: &Faults, key: &str, item: Place) {
     let problem = format!("has no {key}");

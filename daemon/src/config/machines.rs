@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::fault::{Faults, Place};
 use super::file;
-use super::judge::{address, disk, list, loaders, missing, need, parse};
+use super::judge::{address, disk, list, loaders, missing, need, parse, template_name};
 use super::networks::{SiteFile, Written};
 use super::read::{Given, Table};
 
@@ -283,22 +283,9 @@ impl Attachment<'_> {
 fn variables(given: &Given<Table<file::Text>>, faults: &Faults) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for (key, value) in given.value().map_or(&[][..], |table| &table.0) {
-        let Some((place, name)) = key.good() else {
+        let Some((place, name)) = template_name(faults, "variables", key) else {
             continue;
         };
-        let sound = (1..=64).contains(&name.len())
-            && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        if !sound {
-            faults.add(
-                place,
-                "variables",
-                name,
-                "is not a name that templates can use",
-                "use letters, digits and underscores, a letter first",
-            );
-            continue;
-        }
         let Some((place, file::Text(value))) = value.good() else {
             if value.is_absent() {
                 faults.add(
@@ -321,7 +308,7 @@ fn variables(given: &Given<Table<file::Text>>, faults: &Faults) -> BTreeMap<Stri
             faults.add(place, "variables", name, "is one too many", remedy);
             break;
         }
-        variables.insert(name.clone(), value.clone());
+        variables.insert(name.to_owned(), value.clone());
     }
     variables
 }

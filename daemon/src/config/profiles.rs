@@ -10,9 +10,9 @@ use netboot::spec::{Artifact, ConfigSource, Profile, Purpose};
 
 use super::fault::{Faults, Place};
 use super::file;
-use super::judge::{disk, missing, need, parse};
+use super::judge::{disk, missing, need, parse, template_name};
 use super::networks::Written;
-use super::read::{self, Given};
+use super::read::{self, Given, Table};
 use super::source::{Source, Text};
 use super::yaml;
 
@@ -110,6 +110,7 @@ fn profile(
     let file::Profile {
         kernel,
         initrds,
+        artifacts,
         arguments,
         config,
         purpose,
@@ -126,14 +127,15 @@ fn profile(
     Some(Profile {
         name,
         kernel: shelf
-            .find("kernel", &kernel, faults)
+            .find("kernel", "kernel", &kernel, faults)
             .unwrap_or_else(nothing),
         initrds: initrds
             .value()
             .into_iter()
             .flatten()
-            .filter_map(|initrd| shelf.find("initrds", initrd, faults))
+            .filter_map(|initrd| shelf.find("initrds", "initrd", initrd, faults))
             .collect(),
+        artifacts: named(&artifacts, shelf, faults),
         arguments,
         config: config_source(&config, source, documents, faults),
         purpose: match purpose.value() {
@@ -150,6 +152,28 @@ fn nothing() -> Artifact {
         digest: Digest::from_bytes([0; 32]),
         size: 0,
     }
+}
+
+/// The files that templates name by their URL.
+fn named(
+    given: &Given<Table<file::Artifact>>,
+    shelf: &Shelf,
+    faults: &Faults,
+) -> BTreeMap<String, Artifact> {
+    let mut named = BTreeMap::new();
+    for (key, given) in given.value().map_or(&[][..], |table| &table.0) {
+        let Some((place, name)) = template_name(faults, "artifacts", key) else {
+            continue;
+        };
+        if given.is_absent() {
+            let remedy = "write a name of `reveille image list`, or { sha256: … }";
+            faults.add(place, "artifacts", name, "names no file", remedy);
+        }
+        if let Some(artifact) = shelf.find(name, name, given, faults) {
+            named.insert(name.to_owned(), artifact);
+        }
+    }
+    named
 }
 
 fn judged_arguments(given: &Given<Vec<Given<String>>>, faults: &Faults) -> Vec<String> {
@@ -312,12 +336,19 @@ impl Shelf {
         shelf
     }
 
-    fn find(&self, key: &str, given: &Given<file::Artifact>, faults: &Faults) -> Option<Artifact> {
+    /// `unnamed` is what a file is called in URLs that has no name in the depot.
+    fn find(
+        &self,
+        key: &str,
+        unnamed: &str,
+        given: &Given<file::Artifact>,
+        faults: &Faults,
+    ) -> Option<Artifact> {
         match given.good()? {
             (place, file::Artifact::Name(text)) => self.by_name(key, text, place, faults),
             (place, file::Artifact::Digest(file::ArtifactDigest { sha256 })) => {
                 let digest = need(faults, "sha256", sha256, place)?;
-                self.by_digest(key, digest, sha256.place().unwrap_or(place), faults)
+                self.by_digest(unnamed, digest, sha256.place().unwrap_or(place), faults)
             }
         }
     }
@@ -340,7 +371,7 @@ impl Shelf {
 
     fn by_digest(
         &self,
-        key: &str,
+        unnamed: &str,
         digest: Digest,
         place: Place,
         faults: &Faults,
@@ -356,9 +387,8 @@ impl Shelf {
         if let Some(Ok(Some(file))) = file
             && let Ok(metadata) = file.metadata()
         {
-            let file = if key == "kernel" { "kernel" } else { "initrd" };
             return Some(Artifact {
-                file: file.to_owned(),
+                file: unnamed.to_owned(),
                 digest,
                 size: metadata.len(),
             });

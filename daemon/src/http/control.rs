@@ -346,11 +346,8 @@ async fn simulated(
 /// The digests that the site in force may serve.
 async fn artifacts(_: Reader, State(bastion): Shared) -> Json<BTreeSet<Digest>> {
     let site = bastion.controller.snapshot().load();
-    let files = site.spec().profiles().flat_map(|profile| {
-        std::iter::once(profile.kernel.digest)
-            .chain(profile.initrds.iter().map(|initrd| initrd.digest))
-    });
-    Json(files.collect())
+    let files = site.spec().profiles().flat_map(|profile| profile.files());
+    Json(files.map(|file| file.digest).collect())
 }
 
 async fn approve(

@@ -78,6 +78,7 @@ fn site(networks: Vec<Network>) -> Site {
         name: "live".parse().unwrap(),
         kernel,
         initrds: Vec::new(),
+        artifacts: std::collections::BTreeMap::new(),
         arguments: Vec::new(),
         config: ConfigSource::None,
         purpose: Purpose::Live,

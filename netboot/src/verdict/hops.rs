@@ -402,12 +402,12 @@ fn script<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
     })
 }
 
-/// Kernel and initial ramdisks: well when each of them left as a whole.
+/// Kernel and initial ramdisks: well when each of them left as a whole. What the initramfs fetches after
+/// them, such as a live root, is heard of here where it does not arrive.
 fn artefacts<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
     let profile = boot.profile?;
-    let wanted: Vec<&Artifact> = std::iter::once(&profile.kernel)
-        .chain(&profile.initrds)
-        .collect();
+    let wanted: Vec<&Artifact> = profile.files().collect();
+    let loaded = 1 + profile.initrds.len();
     let served = boot
         .entries
         .iter()
@@ -420,7 +420,7 @@ fn artefacts<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
     };
     let mut got = vec![0; wanted.len()];
     let mut entries: Vec<&Entry> = Vec::new();
-    let mut end = End::Open;
+    let (mut end, mut cut_later) = (End::Open, false);
     for entry in later {
         match &entry.fact {
             Fact::Transfer {
@@ -449,6 +449,11 @@ fn artefacts<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
                 };
                 end = match outcome {
                     TransferOutcome::Complete | TransferOutcome::SizeOnly => End::Open,
+                    TransferOutcome::Aborted if index >= loaded => cut(
+                        Code::ArtefactIncomplete,
+                        "hung up",
+                        "its console shows the cause; a live root lies in memory as a whole: where it does not fit, give the machine more",
+                    ),
                     TransferOutcome::Aborted => cut(
                         Code::ArtefactIncomplete,
                         "hung up",
@@ -460,6 +465,7 @@ fn artefacts<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
                         "look for a link at 100 Mbit/s or half duplex, lost packets, or an MTU that the path does not carry; try snponly.efi in place of ipxe.efi",
                     ),
                 };
+                cut_later = index >= loaded && matches!(end, End::Badly(_));
                 entries.push(entry);
             }
             Fact::TransferRefused { file, reason, .. } => {
@@ -477,14 +483,12 @@ fn artefacts<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
             _ => {}
         }
     }
-    let whole = wanted
-        .iter()
-        .zip(&got)
-        .all(|(artifact, got)| *got >= artifact.size);
+    let mut boots = wanted.iter().zip(&got).take(loaded);
+    let whole = boots.all(|(artifact, got)| *got >= artifact.size);
     Some(Trace {
         at: entries.last()?.at,
         entries,
-        end: if whole { End::Well } else { end },
+        end: if whole && !cut_later { End::Well } else { end },
     })
 }
 
