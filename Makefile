@@ -8,7 +8,7 @@ LAB := tests/lab/setup.sh
 help:
 	@echo 'make test       every test that a change must pass, with real firmware on virtual machines'
 	@echo 'make rehearse   boots the site in tests/sites/rehearsal on virtual machines and shows the table of nodes'
-	@echo 'make slow       two more boot chains: shim and GRUB, and EDK2 on arm64 with GRUB'
+	@echo 'make slow       three more boot chains: shim and GRUB, EDK2 on arm64 with GRUB, and a live root'
 	@echo 'make bench      measures the daemon and its peers side by side and prints README'\''s table'
 	@echo 'make install    binary, unit, manual and completions; DESTDIR and prefix as usual'
 	@echo 'make lint       formatting and clippy, warnings are errors'

@@ -148,6 +148,12 @@ disk() {
   mv "$2.part" "$2"
 }
 
+# Where this machine's own packages come from.
+debian_sources() {
+  local file
+  for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do [ ! -s $file ] || { echo $file; return; }; done
+}
+
 # One Debian root serves two stories: cloud-init runs in it, and the bastion's virtual machine boots systemd from it.
 roots() {
   mkdir -p "$cache"; exec 8>"$cache/roots.lock"; flock 8
@@ -155,21 +161,51 @@ roots() {
   [ "$(cat "$cache/root.stamp" 2>/dev/null)" = "$suite $wanted disk" ] && return 0
   say "building a $suite root file system in $cache (one to two minutes)"
   rm -rf "$cache/root" "$cache/root.part"
-  local sources=
-  for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do [ -s $file ] && { sources=$file; break; }; done
-  mmdebstrap --quiet --mode=root --variant=minbase --include=$wanted "$suite" "$cache/root.part" $sources
+  mmdebstrap --quiet --mode=root --variant=minbase --include=$wanted "$suite" "$cache/root.part" $(debian_sources)
   mv "$cache/root.part" "$cache/root"
   disk "$cache/root" "$cache/root.ext4"
   echo "$suite $wanted disk" > "$cache/root.stamp"
 }
 
-# Signed boot loaders, and the Debian installer's arm64 kernel with the GRUB that belongs to it.
+# Signed boot loaders, the Debian installer's arm64 kernel with the GRUB that belongs to it, and a live root.
 slow() {
   without_services install_from "$here/slow-packages.txt"
   mkdir -p "$cache"; exec 7>"$cache/slow.lock"; flock 7
   [ -d "$cache/shim" ] || unpack shim-signed "$cache/shim"
   [ -d "$cache/grub" ] || unpack grub-efi-amd64-signed "$cache/grub"
   [ -d "$cache/arm64" ] || unpack "debian-installer-${VERSION_ID}-netboot-arm64" "$cache/arm64"
+  live
+}
+
+# One Debian is both: it makes the dracut initramfs that fetches a root over HTTP, and becomes that root. The agent and its
+# unit are what is tested, so they are only pointed at; the test puts them into `/reveille`.
+live() {
+  local stamp version part=$cache/live.part root=$cache/live.part/root etc=$cache/live.part/root/etc/systemd/system
+  version=$(ls "$cache/kernel/lib/modules")
+  stamp=$( { declare -f live; cat "$here/live-root.service"; echo "$suite $version"; } | sha256sum | cut -c1-16)
+  [ "$(cat "$cache/live/stamp" 2>/dev/null)" = "$stamp" ] && return 0
+  say "building a live root and its initramfs in $cache (one to two minutes)"
+  rm -rf "$part"; mkdir -p "$part"
+  mmdebstrap --quiet --mode=root --variant=minbase \
+    --include=systemd-sysv,udev,dbus,iproute2,kmod,dracut,dracut-live,dracut-network,procps,iputils-ping,isc-dhcp-client,curl,dmsetup,zstd \
+    "$suite" "$root" $(debian_sources)
+  cp -a "$cache/kernel/lib/modules" "$root/usr/lib/"
+  # dracut's scripts read through /dev/fd, which is a link into /proc.
+  unshare --mount sh -ec 'mount -t proc proc "$1/proc"; exec chroot "$@"' sh "$root" \
+    dracut --quiet --no-hostonly --no-hostonly-cmdline --compress 'zstd -3 -q' \
+    --add 'network-legacy livenet dmsquash-live' --kver "$version" /boot/initramfs.img >"$part/dracut.log" 2>&1 \
+    || { cat "$part/dracut.log" >&2; die "dracut failed"; }
+  rm "$part/dracut.log"
+  install -m 644 "$root/boot/initramfs.img" "$part/"
+  install -m 644 "$here/live-root.service" "$etc/"
+  mkdir -p "$etc/multi-user.target.wants"
+  ln -s /reveille/reveille-agent.service "$etc/"
+  ln -s ../live-root.service ../reveille-agent.service "$etc/multi-user.target.wants/"
+  ln -s /reveille/reveille-agent "$root/usr/bin/"
+  mksquashfs "$root" "$part/root.squashfs" -quiet -no-progress -comp zstd -Xcompression-level 3 -no-xattrs -wildcards \
+    -e 'boot/*' 'dev/*' 'usr/lib/modules/*' 'usr/share/doc/*' 'usr/share/man/*' 'usr/share/locale/*' 'var/lib/apt/lists/*' 'var/cache/apt/*'
+  rm -rf "$root" "$cache/live"
+  echo "$stamp" > "$part/stamp"; mv "$part" "$cache/live"
 }
 
 # Only one TFTP server of Debian's may be installed at a time, so the peers run from where they were unpacked.
