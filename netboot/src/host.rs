@@ -11,10 +11,21 @@
 //! in the kernel (a link by its alias, an address, a route and a rule by their protocol number, the firewall by its
 //! table), and what is not ours is part of every target exactly as it is.
 
+mod diff;
+mod firewall;
+mod model;
+mod operation;
 mod spec;
 mod state;
+mod target;
 
+pub use diff::{diff, restore};
+pub use firewall::ruleset;
+pub use model::Inapplicable;
+pub use operation::Operation;
 pub use spec::{HostLink, HostSpec, LinkPolicy, Masquerade, ReversePath, Service, Transport};
 pub use state::{
-    ALIAS, Address, HostState, LinkState, Operation, Owned, PROTOCOL, PresentKind, Ruleset, TABLE,
+    ALIAS, Address, HostState, LinkDefaults, LinkState, Owned, PROTOCOL, PresentKind, Ruleset,
+    TABLE,
 };
+pub use target::{Obstacle, ObstacleKind, Target, target};

@@ -145,7 +145,7 @@ pub struct Route {
     pub via: Option<IpAddr>,
     /// The address that packets of this host leave from.
     pub source: Option<IpAddr>,
-    /// Lower is preferred; 0 is the kernel's choice (0 for IPv4, 1024 for IPv6).
+    /// Lower is preferred; 0 is the kernel's choice (0 for IPv4; 1024 for IPv6, which is read as 0).
     pub metric: u32,
     /// The routing table; [`MAIN_TABLE`] unless a rule leads elsewhere.
     pub table: u32,

@@ -150,6 +150,7 @@ impl Reading {
             links: links.collect(),
             ruleset: None,
             rules: rules.iter().filter_map(rule).collect(),
+            ..HostState::default()
         }
     }
 }
@@ -290,12 +291,17 @@ fn ipv4_settings(families: &[AfSpecUnspec]) -> Option<(bool, ReversePath)> {
         AfSpecInet::DevConf(settings) => Some(settings),
         _ => None,
     })?;
-    let rp_filter = match settings.rp_filter {
+    let rp_filter = reverse_path(settings.rp_filter);
+    Some((settings.forwarding != 0, rp_filter))
+}
+
+/// The kernel's number for how strictly sources are checked.
+pub(crate) fn reverse_path(number: i32) -> ReversePath {
+    match number {
         0 => ReversePath::Off,
         1 => ReversePath::Strict,
         _ => ReversePath::Loose,
-    };
-    Some((settings.forwarding != 0, rp_filter))
+    }
 }
 
 pub(crate) fn address(answer: &Answer) -> Option<(u32, Address)> {

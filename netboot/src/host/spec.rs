@@ -45,15 +45,28 @@ pub struct HostLink {
 
 /// How strictly the source of an incoming packet is checked (Linux
 /// `Documentation/networking/ip-sysctl.rst`, `rp_filter`). The kernel takes the higher of a link's and all links'.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReversePath {
     /// Not at all.
+    #[default]
     Off,
     /// The way back must be the link it came by.
     Strict,
     /// There must be a way back, by any link.
     Loose,
+}
+
+impl ReversePath {
+    /// The site's word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Strict => "strict",
+            Self::Loose => "loose",
+        }
+    }
 }
 
 /// Machines of one network reach the outside under an address of the bastion.

@@ -1,4 +1,4 @@
-//! The host's network as the kernel has it, and the closed list of what can be done to it.
+//! The host's network as the kernel has it.
 //!
 //! It is written to disk before anything is changed, so that what was there can be brought back after a crash.
 
@@ -29,12 +29,24 @@ pub struct HostState {
     pub ruleset: Option<Ruleset>,
     /// Rules of all tools, without the kernel's three.
     pub rules: BTreeSet<Owned<Rule>>,
+    /// What the kernel gives to links that are made.
+    #[serde(default)]
+    pub defaults: LinkDefaults,
+}
+
+/// The settings a new link starts with (`/proc/sys/net/ipv4/conf/default`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkDefaults {
+    /// `forwarding`.
+    pub forwarding: bool,
+    /// `rp_filter`.
+    pub rp_filter: ReversePath,
 }
 
 /// One link as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkState {
-    /// The kernel's number. A link that is brought back gets the one it had.
+    /// The kernel's number; 0 in a state that is only planned. A link that is brought back gets the one it had.
     pub index: u32,
     /// Made by us: it bears [`ALIAS`].
     pub ours: bool,
@@ -48,7 +60,8 @@ pub struct LinkState {
     pub mtu: u32,
     /// The bridge or bond it is a port of.
     pub master: Option<LinkName>,
-    /// In the kernel's order, link-local ones left out.
+    /// In the kernel's order, without those that the kernel made itself: link-local ones and those of router
+    /// advertisements (`IFA_PROTO` 1 to 3).
     pub addresses: Vec<Address>,
     /// Routes of all tools that leave by it, in every table, without the kernel's own.
     pub routes: BTreeSet<Owned<Route>>,
@@ -67,6 +80,118 @@ pub enum PresentKind {
     /// The kernel's word for it (`IFLA_INFO_KIND`), with what we can't say of it.
     Other(String),
 }
+
+impl PresentKind {
+    /// How the kernel would show a link of this kind.
+    #[must_use]
+    pub fn of(kind: &LinkKind) -> Self {
+        Self::Known(match kind {
+            LinkKind::Card { .. } => LinkKind::Card { macs: Vec::new() },
+            LinkKind::Vlan { parent, id } => LinkKind::Vlan {
+                parent: parent.clone(),
+                id: *id,
+            },
+            LinkKind::Bridge { stp, .. } => LinkKind::Bridge {
+                ports: Vec::new(),
+                stp: *stp,
+            },
+            LinkKind::Bond {
+                mode,
+                monitor_millis,
+                ..
+            } => LinkKind::Bond {
+                mode: *mode,
+                ports: Vec::new(),
+                monitor_millis: *monitor_millis,
+            },
+        })
+    }
+
+    /// The link that a VLAN lies on.
+    #[must_use]
+    pub fn parent(&self) -> Option<&LinkName> {
+        match self {
+            Self::Known(kind) => kind.parent(),
+            Self::Other(_) => None,
+        }
+    }
+
+    pub(super) fn is_bond(&self) -> bool {
+        matches!(self, Self::Known(LinkKind::Bond { .. }))
+    }
+}
+
+impl HostState {
+    /// The VLANs that lie on a link.
+    pub fn vlans_on<'a>(
+        &'a self,
+        parent: &'a LinkName,
+    ) -> impl Iterator<Item = (&'a LinkName, &'a LinkState)> {
+        self.links
+            .iter()
+            .filter(move |(_, link)| link.kind.parent() == Some(parent))
+    }
+
+    /// The ports of a bridge or bond.
+    pub fn ports_of<'a>(
+        &'a self,
+        master: &'a LinkName,
+    ) -> impl Iterator<Item = (&'a LinkName, &'a LinkState)> {
+        self.links
+            .iter()
+            .filter(move |(_, link)| link.master.as_ref() == Some(master))
+    }
+
+    pub(super) fn is_bond(&self, name: &LinkName) -> bool {
+        self.links.get(name).is_some_and(|link| link.kind.is_bond())
+    }
+
+    pub(super) fn is_ours(&self, name: &LinkName) -> bool {
+        self.links.get(name).is_some_and(|link| link.ours)
+    }
+
+    /// Whether taking a link down, for a moment even, costs others something: the kernel drops its routes and IPv6
+    /// addresses, and does the same to the VLANs on it.
+    pub(super) fn is_leant_on(&self, name: &LinkName) -> bool {
+        let Some(link) = self.links.get(name) else {
+            return false;
+        };
+        link.routes.iter().any(|route| !route.ours)
+            || link
+                .addresses
+                .iter()
+                .any(|address| !address.ours && address.net.addr().is_ipv6())
+            || self
+                .vlans_on(name)
+                .any(|(above, vlan)| !vlan.ours || self.is_leant_on(above))
+    }
+
+    /// The links, those that others lie on first: a VLAN after its parent, a bridge or bond after its ports.
+    pub(super) fn bottom_up(&self) -> Vec<LinkName> {
+        let mut names: Vec<_> = self
+            .links
+            .keys()
+            .map(|name| (self.height(name, HEIGHT_MAX), name.clone()))
+            .collect();
+        names.sort();
+        names.into_iter().map(|(_, name)| name).collect()
+    }
+
+    fn height(&self, name: &LinkName, left: usize) -> usize {
+        let (Some(link), true) = (self.links.get(name), left > 0) else {
+            return 0;
+        };
+        let below = link.kind.parent().into_iter();
+        let below = below.chain(self.ports_of(name).map(|(port, _)| port));
+        below
+            .map(|lower| 1 + self.height(lower, left - 1))
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// Links upon links that are told apart; the kernel allows 8 (`MAX_NEST_DEV`).
+const HEIGHT_MAX: usize = 8;
 
 /// An address of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,103 +215,3 @@ pub struct Owned<T> {
 /// list table` prints them, without handles. Two that are equal filter alike.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ruleset(pub Vec<serde_json::Value>);
-
-/// One change of the host's network. Each is done whole or not at all.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Operation {
-    /// Makes a link, down, marked as ours.
-    AddLink {
-        /// Its name.
-        link: LinkName,
-        /// What it is; ports join it by [`Operation::SetMaster`].
-        kind: LinkKind,
-        /// The number it had before; the kernel's choice otherwise.
-        index: Option<u32>,
-        /// The MAC address it had before; the kernel's choice otherwise.
-        mac: Option<MacAddress>,
-    },
-    /// Removes a link of ours, and with it what hangs on it.
-    RemoveLink {
-        /// Its name.
-        link: LinkName,
-    },
-    /// Brings a link up or down.
-    SetUp {
-        /// Its name.
-        link: LinkName,
-        /// Up or down.
-        up: bool,
-    },
-    /// Sets the largest packet.
-    SetMtu {
-        /// Of this link.
-        link: LinkName,
-        /// Bytes.
-        mtu: u32,
-    },
-    /// Makes a link a port, or frees it.
-    SetMaster {
-        /// The port.
-        link: LinkName,
-        /// The bridge or bond.
-        master: Option<LinkName>,
-    },
-    /// Adds an address, marked as ours.
-    AddAddress {
-        /// To this link.
-        link: LinkName,
-        /// With its prefix.
-        address: IpNet,
-    },
-    /// Removes an address of ours.
-    RemoveAddress {
-        /// From this link.
-        link: LinkName,
-        /// With its prefix.
-        address: IpNet,
-    },
-    /// Adds a route, marked as ours.
-    AddRoute {
-        /// It leaves by this link.
-        link: LinkName,
-        /// The route.
-        route: Route,
-    },
-    /// Removes a route of ours.
-    RemoveRoute {
-        /// It leaves by this link.
-        link: LinkName,
-        /// The route.
-        route: Route,
-    },
-    /// Adds a rule, marked as ours.
-    AddRule {
-        /// The rule.
-        rule: Rule,
-    },
-    /// Removes a rule of ours.
-    RemoveRule {
-        /// The rule.
-        rule: Rule,
-    },
-    /// Sets IPv4 forwarding of what comes in by a link.
-    SetForwarding {
-        /// The link.
-        link: LinkName,
-        /// On or off.
-        on: bool,
-    },
-    /// Sets how strictly sources are checked.
-    SetReversePath {
-        /// Of packets that come in by this link.
-        link: LinkName,
-        /// How strictly.
-        rp_filter: ReversePath,
-    },
-    /// Puts our table of the firewall in the place of the one there is, in one transaction.
-    SetRuleset {
-        /// The table; `None` removes it.
-        ruleset: Option<Ruleset>,
-    },
-}

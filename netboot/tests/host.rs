@@ -1,0 +1,218 @@
+//! The promises of the bastion's own network: what is planned, in which order, and what is left alone.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a fixture that does not parse fails its test"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use netboot::host::{
+    Address, HostLink, HostSpec, HostState, LinkPolicy, LinkState, Masquerade, ObstacleKind,
+    Operation, Owned, PresentKind, ReversePath, Service, Transport, diff, restore, ruleset, target,
+};
+use netboot::link::{Link, LinkKind, MAIN_TABLE, Route, policy_routing};
+use netboot::net::{LinkName, VlanId};
+
+fn name(text: &str) -> LinkName {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn card() -> LinkKind {
+    LinkKind::Card { macs: Vec::new() }
+}
+
+fn vlan(parent: &str, id: u16) -> LinkKind {
+    LinkKind::Vlan {
+        parent: name(parent),
+        id: VlanId::new(id).unwrap(),
+    }
+}
+
+fn bridge(ports: &[&str]) -> LinkKind {
+    LinkKind::Bridge {
+        ports: ports.iter().map(|port| name(port)).collect(),
+        stp: false,
+    }
+}
+
+fn wanted(text: &str, kind: LinkKind, addresses: &[&str]) -> HostLink {
+    HostLink {
+        link: Link {
+            name: name(text),
+            kind,
+            mtu: None,
+            addresses: addresses.iter().map(|text| net(text)).collect(),
+            routes: Vec::new(),
+            rules: Vec::new(),
+        },
+        forwarding: None,
+        rp_filter: None,
+    }
+}
+
+fn there(index: u32, kind: &LinkKind) -> LinkState {
+    LinkState {
+        index,
+        ours: false,
+        kind: PresentKind::of(kind),
+        mac: None,
+        up: true,
+        mtu: 1500,
+        master: None,
+        addresses: Vec::new(),
+        routes: BTreeSet::new(),
+        forwarding: false,
+        rp_filter: ReversePath::Off,
+    }
+}
+
+fn route(to: &str, via: Option<&str>) -> Route {
+    Route {
+        to: net(to),
+        via: via.map(|via| via.parse().unwrap()),
+        source: None,
+        metric: 0,
+        table: MAIN_TABLE,
+    }
+}
+
+/// A bastion with an uplink that its administrator uses, and a card nobody has touched.
+fn bastion() -> HostState {
+    let mut uplink = there(2, &card());
+    uplink.addresses.push(Address {
+        net: net("203.0.113.5/24"),
+        ours: false,
+    });
+    uplink.routes.insert(Owned {
+        what: route("0.0.0.0/0", Some("203.0.113.1")),
+        ours: false,
+    });
+    let mut spare = there(3, &card());
+    spare.up = false;
+    HostState {
+        links: BTreeMap::from([(name("eth0"), uplink), (name("eth1"), spare)]),
+        ..HostState::default()
+    }
+}
+
+fn site() -> HostSpec {
+    let mut inside = wanted("eth1.107", vlan("eth1", 107), &["10.107.0.1/24"]);
+    let gateway = ["10.107.0.254".parse().unwrap()];
+    let (routes, rules) = policy_routing(&inside.link.addresses, &gateway, 1107);
+    inside.link.routes = routes;
+    inside.link.rules = rules;
+    inside.rp_filter = Some(ReversePath::Loose);
+    HostSpec {
+        policy: LinkPolicy::Managed,
+        links: vec![inside],
+        masquerade: vec![Masquerade {
+            from: "10.107.0.0/24".parse().unwrap(),
+            inside: name("eth1.107"),
+            out: name("eth0"),
+        }],
+        services: vec![Service {
+            name: "dhcp",
+            transport: Transport::Udp,
+            port: 67,
+            links: BTreeSet::from([name("eth1.107")]),
+        }],
+        confirm_seconds: 60,
+    }
+}
+
+fn carried_out(mut state: HostState, operations: &[Operation]) -> HostState {
+    for operation in operations {
+        let done = state.apply(operation);
+        assert_eq!(done, Ok(()), "{operation}");
+    }
+    state
+}
+
+#[test]
+fn a_plan_reads_as_an_administrator_would_do_it() {
+    let present = bastion();
+    let goal = target(&site(), &present);
+    assert_eq!(goal.obstacles, []);
+    let lines: Vec<String> = diff(&present, &goal.state)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "put the 7 rules of nftables table inet reveille in place",
+            "add VLAN 107 on eth1 as eth1.107",
+            "forward what comes in by eth0",
+            "set rp_filter of eth1.107 to loose",
+            "forward what comes in by eth1.107",
+            "bring eth1 up",
+            "add 10.107.0.1/24 to eth1.107",
+            "add route 10.107.0.0/24 src 10.107.0.1 table 1107 by eth1.107",
+            "add route default via 10.107.0.254 src 10.107.0.1 table 1107 by eth1.107",
+            "add rule from 10.107.0.1/32 lookup 1107 priority 18600",
+        ]
+    );
+}
+
+#[test]
+fn a_plan_that_was_carried_out_leaves_nothing_to_do_and_can_be_undone() {
+    let present = bastion();
+    let goal = target(&site(), &present);
+    let operations = diff(&present, &goal.state);
+    let after = carried_out(present.clone(), &operations);
+    assert_eq!(after, goal.state);
+    assert_eq!(diff(&after, &target(&site(), &after).state), []);
+    for done in 0..=operations.len() {
+        let midway = carried_out(present.clone(), &operations[..done]);
+        let back = restore(&present, &operations, &midway);
+        assert_eq!(carried_out(midway, &back), present, "after {done}");
+    }
+}
+
+#[test]
+fn a_link_whose_parent_is_missing_waits_and_the_rest_goes_on() {
+    let mut present = bastion();
+    present.links.remove(&name("eth1"));
+    let mut spec = site();
+    spec.links
+        .push(wanted("br0", bridge(&[]), &["10.1.0.1/24"]));
+    let goal = target(&spec, &present);
+    let waits: Vec<_> = goal
+        .obstacles
+        .iter()
+        .map(|o| (o.link.as_str(), o.kind))
+        .collect();
+    assert_eq!(waits, [("eth1.107", ObstacleKind::Waits)]);
+    assert!(!goal.is_refused() && goal.state.links.contains_key(&name("br0")));
+}
+
+#[test]
+fn a_vlan_that_others_made_under_another_name_is_refused() {
+    let mut present = bastion();
+    present
+        .links
+        .insert(name("mgmt"), there(4, &vlan("eth1", 107)));
+    assert!(target(&site(), &present).is_refused());
+    present.links.insert(name("eth1.107"), there(5, &card()));
+    assert!(target(&site(), &present).is_refused());
+}
+
+#[test]
+fn the_firewall_names_only_the_ports_and_links_of_the_site() {
+    assert_eq!(ruleset(&HostSpec::default()), None);
+    let rules = ruleset(&site()).unwrap().0;
+    let dropped = |rule: &serde_json::Value| rule["rule"]["expr"].to_string().contains("drop");
+    let drops: Vec<_> = rules.iter().filter(|rule| dropped(rule)).collect();
+    assert_eq!(drops.len(), 2);
+    assert!(
+        drops
+            .iter()
+            .all(|drop| drop.to_string().contains("67") || drop.to_string().contains("eth1.107"))
+    );
+}
