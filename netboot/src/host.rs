@@ -11,6 +11,7 @@
 //! in the kernel (a link by its alias, an address, a route and a rule by their protocol number, the firewall by its
 //! table), and what is not ours is part of every target exactly as it is.
 
+mod control_path;
 mod diff;
 mod firewall;
 mod model;
@@ -19,6 +20,7 @@ mod spec;
 mod state;
 mod target;
 
+pub use control_path::{ControlPath, Judgement, Session, SessionSign, Signs, judge};
 pub use diff::{diff, restore};
 pub use firewall::ruleset;
 pub use model::Inapplicable;
