@@ -9,8 +9,9 @@
 //! - a port joins a bond only while it is down; the bond brings it up and gives it its own MTU, and
 //!   leaves it down when it lets it go;
 //! - the first IPv4 address of a subnet takes the others along, unless `promote_secondaries` is set;
-//! - a route goes with the address that it names as its source, and the last IPv4 address of a link takes all
-//!   IPv4 routes. Which tables that reaches differs by version, so plans remove such routes first.
+//! - an IPv4 route goes with the address that it names as its source, an IPv6 one stays and names none, and the last
+//!   IPv4 address of a link takes all IPv4 routes. Which tables that reaches differs by version, so plans remove such
+//!   routes first.
 
 use std::collections::BTreeSet;
 
@@ -305,12 +306,21 @@ impl HostState {
             let routes = &mut self.link_mut(name)?.routes;
             routes.retain(|route| route.what.to.addr().is_ipv6());
         }
+        let named = |route: &Owned<Route>| {
+            let mut gone = gone.iter().map(|address| Some(address.net.addr()));
+            gone.any(|address| address == route.what.source)
+        };
         for link in self.links.values_mut() {
-            link.routes.retain(|route| {
-                let source = route.what.source;
-                gone.iter()
-                    .all(|address| source != Some(address.net.addr()))
-            });
+            let routes = std::mem::take(&mut link.routes).into_iter();
+            link.routes = routes
+                .filter(|route| !named(route) || route.what.to.addr().is_ipv6())
+                .map(|mut route| {
+                    if named(&route) {
+                        route.what.source = None;
+                    }
+                    route
+                })
+                .collect();
         }
         Ok(())
     }
