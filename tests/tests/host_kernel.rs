@@ -2,7 +2,7 @@
 //! carried out is what the pure model foretold.
 
 use daemon::host::kernel::{Failed, Kernel};
-use netboot::host::{HostState, LinkState, Operation, Owned, PresentKind, ReversePath};
+use netboot::host::{HostState, LinkState, Operation, Owned, PresentKind, ReversePath, Ruleset};
 use netboot::link::{LinkKind, MAIN_TABLE, Route, Rule};
 use netboot::net::LinkName;
 use tests::netns::Netns;
@@ -36,6 +36,40 @@ fn carry_out(netns: &Netns, operation: Operation) -> Result<(), Failed> {
     inside(netns, async move |kernel: Kernel| {
         kernel.carry_out(&operation).await
     })
+}
+
+/// Carries it out, and holds the kernel against what the model says of it.
+fn proven(netns: &Netns, operation: &Operation) -> HostState {
+    let before = read(netns);
+    let mut foretold = before.clone();
+    let in_model = foretold.apply(operation);
+    let done = carry_out(netns, operation.clone());
+    let after = read(netns);
+    assert_eq!(
+        in_model.is_ok(),
+        done.is_ok(),
+        "{operation}: {in_model:?} {done:?}"
+    );
+    for (name, link) in &mut foretold.links {
+        let Some(real) = after.links.get(name) else {
+            continue;
+        };
+        // The kernel's choices: the number of a new link and its MAC; a bridge's MAC and MTU, which follow its ports
+        // until somebody sets them.
+        let is_new = !before.links.contains_key(name);
+        let is_bridge = matches!(link.kind, PresentKind::Known(LinkKind::Bridge { .. }));
+        if is_new && link.index == 0 {
+            link.index = real.index;
+        }
+        if is_new && link.mac.is_none() || is_bridge && !is_new {
+            link.mac = real.mac;
+        }
+        if is_bridge && operation.link() != Some(name) {
+            link.mtu = real.mtu;
+        }
+    }
+    assert_eq!(after, foretold, "{operation}");
+    after
 }
 
 fn link(state: &HostState, of: &str) -> LinkState {
@@ -156,4 +190,261 @@ fn what_is_read_is_what_others_made() {
     let card = LinkKind::Card { macs: Vec::new() };
     assert_eq!(link(&state, "lo").kind, PresentKind::Known(card));
     assert_eq!(state.ruleset, None);
+}
+
+fn net(text: &str) -> ipnet::IpNet {
+    text.parse().expect("a network")
+}
+
+fn add_link(link: &str, kind: LinkKind) -> Operation {
+    Operation::AddLink {
+        link: name(link),
+        kind,
+        index: None,
+        mac: None,
+    }
+}
+
+fn bridge(stp: bool) -> LinkKind {
+    LinkKind::Bridge {
+        ports: Vec::new(),
+        stp,
+    }
+}
+
+fn up(link: &str) -> Operation {
+    Operation::SetUp {
+        link: name(link),
+        up: true,
+    }
+}
+
+fn down(link: &str) -> Operation {
+    Operation::SetUp {
+        link: name(link),
+        up: false,
+    }
+}
+
+fn join(link: &str, master: &str) -> Operation {
+    Operation::SetMaster {
+        link: name(link),
+        master: Some(name(master)),
+    }
+}
+
+fn free(link: &str) -> Operation {
+    Operation::SetMaster {
+        link: name(link),
+        master: None,
+    }
+}
+
+fn address(link: &str, address: &str) -> Operation {
+    Operation::AddAddress {
+        link: name(link),
+        address: net(address),
+    }
+}
+
+fn no_address(link: &str, address: &str) -> Operation {
+    Operation::RemoveAddress {
+        link: name(link),
+        address: net(address),
+    }
+}
+
+fn a_route(to: &str, via: Option<&str>, source: Option<&str>, metric: u32, table: u32) -> Route {
+    let ip = |text: &str| text.parse().expect("an address");
+    Route {
+        to: net(to),
+        via: via.map(ip),
+        source: source.map(ip),
+        metric,
+        table,
+    }
+}
+
+fn route(link: &str, route: Route) -> Operation {
+    Operation::AddRoute {
+        link: name(link),
+        route,
+    }
+}
+
+fn no_route(link: &str, route: Route) -> Operation {
+    Operation::RemoveRoute {
+        link: name(link),
+        route,
+    }
+}
+
+/// A namespace with two cables, `eth1` and `eth2`, down, and a macvlan that nobody of ours made.
+fn host() -> Netns {
+    let netns = Netns::new();
+    for link in ["eth1", "eth2"] {
+        netns.ip(&format!("link add {link} type veth peer name {link}far"));
+        netns.ip(&format!("link set {link}far up"));
+        netns.sysctl(&format!("ipv6/conf/{link}/addr_gen_mode"), "1");
+    }
+    netns.ip("link add m0 link eth2far type macvlan");
+    netns
+}
+
+#[test]
+fn the_model_foretells_links_and_their_ports() {
+    let netns = host();
+    proven(&netns, &add_link("br0", bridge(false)));
+    let made = proven(&netns, &add_link("br1", bridge(true)));
+    assert!(link(&made, "br0").ours && link(&made, "br1").ours);
+    for operation in [
+        join("eth1", "br0"),
+        up("br0"),
+        up("eth1"),
+        join("eth2", "br1"),
+        free("eth2"),
+        join("eth2", "br0"),
+        Operation::SetMtu {
+            link: name("eth1"),
+            mtu: 1400,
+        },
+        Operation::SetMtu {
+            link: name("br1"),
+            mtu: 9000,
+        },
+        address("br0", "10.107.0.1/24"),
+        Operation::RemoveLink { link: name("br1") },
+        Operation::RemoveLink { link: name("br0") },
+    ] {
+        proven(&netns, &operation);
+    }
+    let bridge_again = Operation::AddLink {
+        link: name("br0"),
+        kind: bridge(false),
+        index: Some(4711),
+        mac: Some("52:54:00:aa:00:07".parse().expect("a MAC")),
+    };
+    let made = proven(&netns, &bridge_again);
+    let br0 = link(&made, "br0");
+    assert_eq!(
+        (br0.index, br0.mac.map(|mac| mac.to_string())),
+        (4711, Some("52:54:00:aa:00:07".into()))
+    );
+}
+
+#[test]
+fn the_model_foretells_addresses_their_order_and_what_goes_with_them() {
+    let netns = host();
+    for operation in [
+        up("eth1"),
+        address("eth1", "10.1.0.1/24"),
+        address("eth1", "10.1.0.2/24"),
+        address("eth1", "10.2.0.1/24"),
+        address("eth1", "10.2.0.9/16"),
+        address("eth1", "10.1.0.3/24"),
+        address("eth1", "192.0.2.1/32"),
+        address("eth1", "2001:db8::1/64"),
+        address("eth1", "2001:db8::2/64"),
+        address("eth1", "fd00::1/64"),
+        no_address("eth1", "10.2.0.1/24"),
+        no_address("eth1", "10.1.0.2/24"),
+        no_address("eth1", "2001:db8::1/64"),
+        no_address("eth1", "10.1.0.1/24"),
+        down("eth1"),
+        up("eth1"),
+    ] {
+        proven(&netns, &operation);
+    }
+}
+
+#[test]
+fn the_model_foretells_routes_in_every_table_and_rules() {
+    let netns = host();
+    let everywhere = |table| a_route("0.0.0.0/0", Some("10.1.0.254"), Some("10.1.0.1"), 0, table);
+    let near = a_route("10.1.0.0/24", None, Some("10.1.0.1"), 0, 1107);
+    let everywhere6 = a_route("::/0", Some("2001:db8::254"), Some("2001:db8::1"), 0, 1107);
+    let rule = |from: &str, table| Rule {
+        priority: 18_600,
+        from: net(from),
+        table,
+    };
+    for operation in [
+        up("eth1"),
+        address("eth1", "10.1.0.1/24"),
+        address("eth1", "2001:db8::1/64"),
+        route("eth1", near),
+        route("eth1", everywhere(1107)),
+        route("eth1", everywhere(200)),
+        route("eth1", everywhere6),
+        route(
+            "eth1",
+            a_route("10.200.0.0/16", Some("10.1.0.254"), None, 100, MAIN_TABLE),
+        ),
+        route("eth1", a_route("10.201.0.0/16", None, None, 0, MAIN_TABLE)),
+        route("eth1", a_route("fd00:1::/64", None, None, 77, MAIN_TABLE)),
+        Operation::AddRule {
+            rule: rule("10.1.0.1/32", 1107),
+        },
+        Operation::AddRule {
+            rule: rule("2001:db8::1/128", 1107),
+        },
+        Operation::AddRule {
+            rule: rule("10.1.0.1/32", 200),
+        },
+        Operation::RemoveRule {
+            rule: rule("10.1.0.1/32", 200),
+        },
+        no_route(
+            "eth1",
+            a_route("10.200.0.0/16", Some("10.1.0.254"), None, 100, MAIN_TABLE),
+        ),
+        no_route("eth1", everywhere(200)),
+        no_route("eth1", a_route("fd00:1::/64", None, None, 77, MAIN_TABLE)),
+        // The source goes, and with it what names it.
+        no_address("eth1", "10.1.0.1/24"),
+        no_address("eth1", "2001:db8::1/64"),
+        address("eth1", "10.1.0.1/24"),
+        route("eth1", near),
+        route("eth1", everywhere(1107)),
+        down("eth1"),
+    ] {
+        proven(&netns, &operation);
+    }
+}
+
+#[test]
+fn the_model_foretells_forwarding_reverse_paths_and_the_firewall() {
+    let netns = host();
+    netns.sysctl("ipv4/conf/default/rp_filter", "1");
+    netns.sysctl("ipv4/conf/default/forwarding", "1");
+    proven(&netns, &add_link("br0", bridge(false)));
+    let chain = serde_json::json!({ "chain": {
+        "family": "inet", "table": "reveille", "name": "input",
+        "type": "filter", "hook": "input", "prio": 0, "policy": "accept"
+    }});
+    let forward = |on| Operation::SetForwarding {
+        link: name("eth1"),
+        on,
+    };
+    let check = |rp_filter| Operation::SetReversePath {
+        link: name("eth1"),
+        rp_filter,
+    };
+    for operation in [
+        forward(true),
+        forward(false),
+        check(ReversePath::Loose),
+        check(ReversePath::Strict),
+        check(ReversePath::Off),
+        Operation::SetRuleset {
+            ruleset: Some(Ruleset(vec![chain.clone()])),
+        },
+        Operation::SetRuleset {
+            ruleset: Some(Ruleset(vec![chain])),
+        },
+        Operation::SetRuleset { ruleset: None },
+        Operation::SetRuleset { ruleset: None },
+    ] {
+        proven(&netns, &operation);
+    }
 }

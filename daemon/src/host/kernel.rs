@@ -5,7 +5,7 @@
 //! write `/proc/sys`. A link takes no alias at the moment it is made, so it is made in the device group
 //! [`MARK_GROUP`], which is our mark until the alias follows.
 
-use netboot::host::{HostState, LinkDefaults, Operation, PROTOCOL};
+use netboot::host::{HostState, Operation, PROTOCOL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
@@ -13,7 +13,7 @@ use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::rule::RuleMessage;
 
 use crate::host::netlink::{self, Changes, NetlinkError};
-use crate::host::read::{Reading, reverse_path};
+use crate::host::read::{self, Reading};
 use crate::host::{nft, operate};
 
 /// The device group (`IFLA_GROUP`) of a link of ours between its making and its alias.
@@ -48,12 +48,11 @@ impl Kernel {
     /// # Errors
     /// The kernel or the `nft` program can't be asked.
     pub async fn read(&self) -> Result<HostState, Failed> {
-        let mut host = read().await.map_err(|error| Failed {
+        let mut host = read_all().await.map_err(|error| Failed {
             cause: format!("reading the host's links, addresses, routes and rules: {error}"),
             remedy: "try again; when it stays, look into the kernel's log (dmesg)".into(),
         })?;
         host.ruleset = nft::read().await?;
-        host.defaults = defaults();
         Ok(host)
     }
 
@@ -72,26 +71,14 @@ impl Kernel {
     }
 }
 
-/// What a new link starts with. No message of the kernel's says it; one that can't be read counts as off.
-fn defaults() -> LinkDefaults {
-    let number = |setting| {
-        let path = format!("/proc/sys/net/ipv4/conf/default/{setting}");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.trim().parse().unwrap_or(0)
-    };
-    LinkDefaults {
-        forwarding: number("forwarding") != 0,
-        rp_filter: reverse_path(number("rp_filter")),
-    }
-}
-
-async fn read() -> Result<HostState, NetlinkError> {
+async fn read_all() -> Result<HostState, NetlinkError> {
     let mut reading = read_links().await?;
     let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
     let rules = RouteNetlinkMessage::GetRule(RuleMessage::default());
     reading.routes(&netlink::dump(routes).await?);
     let rules = netlink::dump(rules).await?;
-    Ok(reading.host(&rules))
+    let defaults = netlink::ask(read::ask_defaults()).await?;
+    Ok(reading.host(&rules, &defaults))
 }
 
 /// The links and their addresses.

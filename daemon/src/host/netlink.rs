@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-    NLMSG_OVERRUN, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    NLMSG_OVERRUN, NetlinkBuffer, NetlinkSerializable, NlasIterator,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
@@ -38,6 +38,8 @@ const LOOK_ANYWAY: Duration = Duration::from_secs(30);
 const REOPEN: Duration = Duration::from_secs(1);
 /// How often a dump is asked for again that others changed meanwhile.
 const DUMPS: usize = 5;
+/// The length of `struct nlmsghdr`.
+const HEADER: usize = 16;
 /// `NLMSGERR_ATTR_MSG` of Linux `include/uapi/linux/netlink.h`.
 const ERROR_TEXT: u16 = 1;
 /// `NFNLGRP_NFTABLES` of Linux `include/uapi/linux/netfilter/nfnetlink.h`.
@@ -69,6 +71,36 @@ fn words(errno: Errno, said: Option<&str>) -> String {
     }
 }
 
+/// One question: its type and what follows the netlink header.
+pub(crate) struct Request {
+    pub(crate) kind: u16,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl From<RouteNetlinkMessage> for Request {
+    fn from(message: RouteNetlinkMessage) -> Self {
+        let mut payload = vec![0; message.buffer_len()];
+        message.serialize(&mut payload);
+        Self {
+            kind: message.message_type(),
+            payload,
+        }
+    }
+}
+
+impl Request {
+    fn message(&self, flags: u16) -> Vec<u8> {
+        let length = HEADER + self.payload.len();
+        let mut bytes = vec![0; length];
+        let mut message = NetlinkBuffer::new(&mut bytes);
+        message.set_length(u32::try_from(length).expect("a request is a few hundred bytes"));
+        message.set_message_type(self.kind);
+        message.set_flags(NLM_F_REQUEST | flags);
+        bytes[HEADER..].copy_from_slice(&self.payload);
+        bytes
+    }
+}
+
 /// One answer: what follows the netlink header.
 pub(crate) struct Answer {
     pub(crate) payload: Vec<u8>,
@@ -79,22 +111,23 @@ pub(crate) struct Answer {
 /// # Errors
 /// The kernel refuses, or can't be asked.
 pub(crate) async fn dump(request: RouteNetlinkMessage) -> Result<Vec<Answer>, NetlinkError> {
+    let request = Request::from(request);
     for _ in 1..DUMPS {
-        let (answers, interrupted) = converse(request.clone(), NLM_F_DUMP).await?;
+        let (answers, interrupted) = converse(&request, NLM_F_DUMP).await?;
         if !interrupted {
             return Ok(answers);
         }
     }
     // Somebody changes things without a pause; what is read now is as good as it gets.
-    Ok(converse(request, NLM_F_DUMP).await?.0)
+    Ok(converse(&request, NLM_F_DUMP).await?.0)
 }
 
 /// The one object that `request` names.
 ///
 /// # Errors
 /// The kernel refuses, or can't be asked.
-pub(crate) async fn ask(request: RouteNetlinkMessage) -> Result<Vec<Answer>, NetlinkError> {
-    Ok(converse(request, NLM_F_ACK).await?.0)
+pub(crate) async fn ask(request: impl Into<Request>) -> Result<Vec<Answer>, NetlinkError> {
+    Ok(converse(&request.into(), NLM_F_ACK).await?.0)
 }
 
 /// Asks for one change; `flags` are those of a "new" request (`NLM_F_CREATE`, `NLM_F_EXCL`).
@@ -102,23 +135,16 @@ pub(crate) async fn ask(request: RouteNetlinkMessage) -> Result<Vec<Answer>, Net
 /// # Errors
 /// The kernel refuses, or can't be asked.
 pub(crate) async fn change(request: RouteNetlinkMessage, flags: u16) -> Result<(), NetlinkError> {
-    converse(request, flags | NLM_F_ACK).await.map(drop)
+    let request = Request::from(request);
+    converse(&request, flags | NLM_F_ACK).await.map(drop)
 }
 
-async fn converse(
-    request: RouteNetlinkMessage,
-    flags: u16,
-) -> Result<(Vec<Answer>, bool), NetlinkError> {
+async fn converse(request: &Request, flags: u16) -> Result<(Vec<Answer>, bool), NetlinkError> {
     let socket = TokioSocket::new(NETLINK_ROUTE)?;
     // The kernel's own words, without a copy of what was asked.
     socket.socket_ref().set_ext_ack(true)?;
     socket.socket_ref().set_cap_ack(true)?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | flags;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
+    let bytes = request.message(flags);
     let answered = async {
         socket.send_to(&bytes, &SocketAddr::new(0, 0)).await?;
         let (mut answers, mut interrupted) = (Vec::new(), false);

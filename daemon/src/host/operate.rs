@@ -8,12 +8,14 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netboot::host::{ALIAS, Address, Operation, PROTOCOL, ReversePath};
+use netboot::host::{ALIAS, Operation, PROTOCOL, ReversePath};
 use netboot::link::{LinkKind, Route, Rule};
 use netboot::net::{LinkName, MacAddress};
 use nix::errno::Errno;
 use rtnetlink::packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
+};
 use rtnetlink::packet_route::link::{
     AfSpecInet, AfSpecUnspec, BondMode, BridgeStpState, InfoBond, InfoBridge, InfoData, InfoKind,
     InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -27,7 +29,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::host::kernel::{Failed, MARK_GROUP};
 use crate::host::netlink::{self, NetlinkError};
-use crate::host::read::{self, Found};
+use crate::host::read::{self, Borne, Found};
 
 /// Makes what is not there yet.
 const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
@@ -252,6 +254,8 @@ fn address_message(index: u32, address: IpNet) -> AddressMessage {
         AddressAttribute::Local(address.addr()),
         AddressAttribute::Address(address.addr()),
         AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)),
+        // Without duplicate address detection (IPv6): until it ends no route may name the address as its source.
+        AddressAttribute::Flags(AddressFlags::Nodad),
     ];
     // RFC 3021: networks of two stations have no broadcast address.
     if let IpNet::V4(net) = address
@@ -270,7 +274,7 @@ async fn add_address(link: &LinkName, address: IpNet) -> Result<(), Trouble> {
     if refused_with(&asked, Errno::EEXIST) {
         let answers =
             netlink::dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
-        let there = |(of, Address { net, .. })| of == index && net == address;
+        let there = |borne: Borne| borne.link == index && borne.address.net == address;
         if answers.iter().filter_map(read::address).any(there) {
             return Ok(());
         }
@@ -379,7 +383,7 @@ fn rp_filter_number(rp_filter: ReversePath) -> u32 {
 }
 
 fn failed(operation: &Operation, trouble: Trouble) -> Failed {
-    let act = format!("{operation:?}");
+    let act = operation.to_string();
     match trouble {
         Trouble::NoLink(link) => Failed {
             cause: format!("{act}: there is no link {link}"),

@@ -13,13 +13,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use netboot::host::{
-    ALIAS, Address, HostState, LinkState, Owned, PROTOCOL, PresentKind, ReversePath,
+    ALIAS, Address, HostState, LinkDefaults, LinkState, Owned, PROTOCOL, PresentKind, ReversePath,
 };
 use netboot::link::{BondMode, LinkKind, Route, Rule};
 use netboot::net::{LinkName, MacAddress, VlanId};
-use rtnetlink::packet_core::{NlaBuffer, NlasIterator, Parseable, ParseableParametrized};
+use rtnetlink::packet_core::{
+    DefaultNla, Emitable, NlaBuffer, NlasIterator, Parseable, ParseableParametrized,
+};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
 use rtnetlink::packet_route::link::{
@@ -32,7 +34,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use crate::host::kernel::MARK_GROUP;
-use crate::host::netlink::Answer;
+use crate::host::netlink::{Answer, Request};
 use crate::link::{Link, Links};
 
 /// The length of `struct ifinfomsg`, before a link's attributes.
@@ -40,10 +42,16 @@ const LINK_HEADER: usize = 16;
 /// `IFLA_LINKINFO` and, inside it, `IFLA_INFO_KIND` of Linux `include/uapi/linux/if_link.h`.
 const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
-/// `RT_TABLE_LOCAL` of Linux `include/uapi/linux/rtnetlink.h`: the kernel's own.
-const LOCAL_TABLE: u32 = 255;
+/// `RTM_GETNETCONF`, and of Linux `include/uapi/linux/netconf.h` the attributes and the number that stands for what a new link gets.
+const GET_NETCONF: u16 = 82;
+const NETCONF_LINK: u16 = 1;
+const NETCONF_FORWARDING: u16 = 2;
+const NETCONF_RP_FILTER: u16 = 3;
+const NETCONF_DEFAULT: i32 = -2;
 /// What the kernel takes for an IPv6 route without a metric (`IP6_RT_PRIO_USER` of Linux `include/uapi/linux/ipv6_route.h`).
 const IPV6_METRIC: u32 = 1024;
+/// `RT_TABLE_LOCAL` of Linux `include/uapi/linux/rtnetlink.h`: the kernel's own.
+const LOCAL_TABLE: u32 = 255;
 
 /// What must be known of a link before it is touched.
 pub(crate) struct Found {
@@ -66,6 +74,7 @@ struct Raw {
     name: LinkName,
     state: LinkState,
     carrier: bool,
+    ipv4: Vec<Ipv4Net>,
     link_local: Option<Ipv6Addr>,
     master: Option<u32>,
     vlan: Option<(u32, VlanId)>,
@@ -78,25 +87,34 @@ impl Reading {
     }
 
     pub(crate) fn addresses(&mut self, answers: &[Answer]) {
-        for (index, address) in answers.iter().filter_map(address) {
-            let Some(link) = self.0.get_mut(&index) else {
+        for Borne {
+            link,
+            address,
+            by_kernel,
+        } in answers.iter().filter_map(address)
+        {
+            let Some(link) = self.0.get_mut(&link) else {
                 continue;
             };
-            match address.net.addr() {
-                IpAddr::V6(address) if address.is_unicast_link_local() => {
-                    link.link_local.get_or_insert(address);
+            match address.net {
+                IpNet::V4(net) => link.ipv4.push(net),
+                IpNet::V6(net) if net.addr().is_unicast_link_local() => {
+                    link.link_local.get_or_insert(net.addr());
+                    continue;
                 }
-                _ => link.state.addresses.push(address),
+                IpNet::V6(_) => {}
+            }
+            if !by_kernel {
+                link.state.addresses.push(address);
             }
         }
         for link in self.0.values_mut() {
             // IPv4 comes first, and stays in the kernel's order: the sort is stable.
-            link.state
-                .addresses
-                .sort_by_key(|address| match address.net {
-                    IpNet::V4(_) => None,
-                    IpNet::V6(net) => Some(net),
-                });
+            let addresses = &mut link.state.addresses;
+            addresses.sort_by_key(|address| match address.net {
+                IpNet::V4(_) => None,
+                IpNet::V6(net) => Some(net),
+            });
         }
     }
 
@@ -111,17 +129,13 @@ impl Reading {
     /// What the servers need of the links.
     pub(crate) fn links(self) -> Links {
         let links = self.0.into_values().map(|raw| {
-            let ipv4 = |address: &Address| match address.net {
-                IpNet::V4(net) => Some(net),
-                IpNet::V6(_) => None,
-            };
             let link = Link {
                 name: raw.name.to_string(),
                 index: raw.state.index,
                 mac: raw.state.mac.map_or([0; 6], MacAddress::octets),
                 up: raw.state.up && raw.carrier,
                 mtu: raw.state.mtu,
-                addresses: raw.state.addresses.iter().filter_map(ipv4).collect(),
+                addresses: raw.ipv4,
                 link_local: raw.link_local,
             };
             (link.name.clone(), link)
@@ -130,7 +144,7 @@ impl Reading {
     }
 
     /// The whole, with names for numbers and without the firewall.
-    pub(crate) fn host(self, rules: &[Answer]) -> HostState {
+    pub(crate) fn host(self, rules: &[Answer], defaults: &[Answer]) -> HostState {
         let names: BTreeMap<u32, LinkName> = self
             .0
             .iter()
@@ -150,7 +164,7 @@ impl Reading {
             links: links.collect(),
             ruleset: None,
             rules: rules.iter().filter_map(rule).collect(),
-            ..HostState::default()
+            defaults: defaults.iter().find_map(link_defaults).unwrap_or_default(),
         }
     }
 }
@@ -197,6 +211,7 @@ fn link(answer: &Answer) -> Option<Raw> {
         // A number of another namespace means another link here.
         vlan: parent.filter(|_| !elsewhere).zip(vlan),
         carrier: header.flags.contains(LinkFlags::LowerUp),
+        ipv4: Vec::new(),
         link_local: None,
         state: LinkState {
             index: header.index,
@@ -212,6 +227,42 @@ fn link(answer: &Answer) -> Option<Raw> {
             rp_filter,
         },
     })
+}
+
+/// The question for what a new link's IPv4 settings will be (`RTM_GETNETCONF`, which the library doesn't have).
+pub(crate) fn ask_defaults() -> Request {
+    let of = DefaultNla::new(NETCONF_LINK, NETCONF_DEFAULT.to_ne_bytes().to_vec());
+    let family = [u8::from(AddressFamily::Inet), 0, 0, 0];
+    let mut payload = vec![0; family.len() + of.buffer_len()];
+    payload[..family.len()].copy_from_slice(&family);
+    of.emit(&mut payload[family.len()..]);
+    Request {
+        kind: GET_NETCONF,
+        payload,
+    }
+}
+
+fn link_defaults(answer: &Answer) -> Option<LinkDefaults> {
+    let mut defaults = LinkDefaults::default();
+    // The family and its padding come first.
+    for attribute in NlasIterator::new(answer.payload.get(4..)?).map_while(Result::ok) {
+        let value = attribute.value().first_chunk().copied();
+        let value = i32::from_ne_bytes(value?);
+        match attribute.kind() {
+            NETCONF_FORWARDING => defaults.forwarding = value != 0,
+            NETCONF_RP_FILTER => defaults.rp_filter = reverse_path(value),
+            _ => {}
+        }
+    }
+    Some(defaults)
+}
+
+fn reverse_path(value: i32) -> ReversePath {
+    match value {
+        0 => ReversePath::Off,
+        1 => ReversePath::Strict,
+        _ => ReversePath::Loose,
+    }
 }
 
 /// The kernel's word for a kind whose details are beyond us.
@@ -295,30 +346,34 @@ fn ipv4_settings(families: &[AfSpecUnspec]) -> Option<(bool, ReversePath)> {
     Some((settings.forwarding != 0, rp_filter))
 }
 
-/// The kernel's number for how strictly sources are checked.
-pub(crate) fn reverse_path(number: i32) -> ReversePath {
-    match number {
-        0 => ReversePath::Off,
-        1 => ReversePath::Strict,
-        _ => ReversePath::Loose,
-    }
+/// An address, and the link it is on.
+pub(crate) struct Borne {
+    pub(crate) link: u32,
+    pub(crate) address: Address,
+    /// Loopback's, a link-local one, or one that a router's advertisement brought.
+    by_kernel: bool,
 }
 
-pub(crate) fn address(answer: &Answer) -> Option<(u32, Address)> {
+pub(crate) fn address(answer: &Answer) -> Option<Borne> {
     let message = AddressMessage::parse(&answer.payload).ok()?;
-    let (mut local, mut peer, mut ours) = (None, None, false);
+    let (mut local, mut peer, mut by) = (None, None, AddressProtocol::Other(0));
     for attribute in message.attributes {
         match attribute {
             AddressAttribute::Local(address) => local = Some(address),
             AddressAttribute::Address(address) => peer = Some(address),
-            AddressAttribute::Protocol(by) => ours = by == AddressProtocol::Other(PROTOCOL),
+            AddressAttribute::Protocol(protocol) => by = protocol,
             _ => {}
         }
     }
     // On a point-to-point link the local address is ours and the other one is the peer's.
     let address = local.or(peer)?;
     let net = IpNet::new(address, message.header.prefix_len).ok()?;
-    Some((message.header.index, Address { net, ours }))
+    let ours = by == AddressProtocol::Other(PROTOCOL);
+    Some(Borne {
+        link: message.header.index,
+        address: Address { net, ours },
+        by_kernel: !matches!(by, AddressProtocol::Other(_)),
+    })
 }
 
 fn route(answer: &Answer) -> Option<(u32, Owned<Route>)> {
