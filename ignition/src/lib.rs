@@ -8,6 +8,7 @@
 //! Not here: sockets, paths of the bastion, clocks, and any memory of what was rendered before.
 
 mod format;
+pub mod network;
 mod template;
 
 use std::net::Ipv4Addr;

@@ -4,7 +4,8 @@
 #
 #   setup.sh packages   install the Debian packages (and cargo, if there is none)
 #   setup.sh images     kernel, Ignition and initramfs images, into the cache
-#   setup.sh roots      the root file system for cloud-init and for the systemd host (one to two minutes, once)
+#   setup.sh roots      the root file system for cloud-init and for the systemd host (one to two minutes, once), and
+#                       NetworkManager, netplan and ifupdown to be laid over it
 #   setup.sh slow       what `make slow` needs on top
 #   setup.sh bench      the peers the benchmarks are measured against
 #
@@ -158,13 +159,34 @@ debian_sources() {
 roots() {
   mkdir -p "$cache"; exec 8>"$cache/roots.lock"; flock 8
   local wanted=systemd-sysv,udev,dbus,iproute2,kmod,cloud-init,python3,ipxe,nftables
-  [ "$(cat "$cache/root.stamp" 2>/dev/null)" = "$suite $wanted disk" ] && return 0
+  [ "$(cat "$cache/root.stamp" 2>/dev/null)" = "$suite $wanted disk" ] && { managers; return; }
   say "building a $suite root file system in $cache (one to two minutes)"
-  rm -rf "$cache/root" "$cache/root.part"
+  rm -rf "$cache/root.part"
   mmdebstrap --quiet --mode=root --variant=minbase --include=$wanted "$suite" "$cache/root.part" $(debian_sources)
-  mv "$cache/root.part" "$cache/root"
+  rm -rf "$cache/root"; mv "$cache/root.part" "$cache/root"
   disk "$cache/root" "$cache/root.ext4"
   echo "$suite $wanted disk" > "$cache/root.stamp"
+  managers
+}
+
+# Programs that would take over the network of whatever they are installed on: unpacked with what they need beyond the Debian
+# root, to be laid over it. Debian's older packages still have a /lib of their own, hence the links.
+managers() {
+  local wanted="network-manager netplan.io ifupdown nftables" stamp package
+  stamp="$(cat "$cache/root.stamp"), $wanted"
+  [ "$(cat "$cache/managers.stamp" 2>/dev/null)" = "$stamp" ] && return 0
+  say "unpacking $wanted"
+  fresh_lists
+  rm -rf "$cache/managers.part"
+  mkdir -p "$cache/managers.part"/usr/{bin,sbin,lib,lib64}
+  for package in bin sbin lib lib64; do ln -s "usr/$package" "$cache/managers.part/$package"; done
+  for package in $(apt-get -o "Dir::State::status=$cache/root/var/lib/dpkg/status" --no-install-recommends -s install $wanted \
+      | awk '/^Inst/{print $2}'); do
+    ls "$cache/debs/${package}"_*.deb >/dev/null 2>&1 || (mkdir -p "$cache/debs"; cd "$cache/debs" && apt download "$package")
+    dpkg-deb --fsys-tarfile "$cache/debs/${package}"_*.deb | tar -x -C "$cache/managers.part" --keep-directory-symlink
+  done
+  rm -rf "$cache/managers"; mv "$cache/managers.part" "$cache/managers"
+  echo "$stamp" > "$cache/managers.stamp"
 }
 
 # Signed boot loaders, the Debian installer's arm64 kernel with the GRUB that belongs to it, and a live root.

@@ -3,12 +3,14 @@
 pub mod bastion;
 pub mod chance;
 pub mod client;
+pub mod debian;
 pub mod dhcp;
 pub mod host;
 pub mod http;
 pub mod lab;
 pub mod machine;
 pub mod netns;
+pub mod network;
 pub mod process;
 pub mod qemu;
 pub mod reference;
