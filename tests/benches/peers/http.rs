@@ -27,6 +27,8 @@ pub(crate) struct Site {
     pub(crate) command: Command,
     pub(crate) port: u16,
     pub(crate) paths: Vec<String>,
+    /// What is made for each asker; nobody else here has such a thing.
+    pub(crate) script: Option<String>,
 }
 
 type Configure = fn(&Path) -> Result<Site>;
@@ -63,17 +65,26 @@ pub(crate) fn measure(lab: &Lab, plan: &Plan) -> Result<Vec<Table>> {
             }
         }
     }
-    for (case, header) in [
-        ("4 KiB, 50 connections kept alive", "Connection: keep-alive"),
+    let kept = "Connection: keep-alive";
+    for (case, script, header) in [
+        ("4 KiB, 50 connections kept alive", false, kept),
         (
             "4 KiB, a new connection each, 50 at once",
+            false,
             "Connection: close",
         ),
+        ("a boot script, 50 connections kept alive", true, kept),
     ] {
         for _ in 0..if plan.has_case(case) { plan.rounds } else { 0 } {
             for (name, site) in &servers {
-                let figures =
-                    requests(lab, site, header).with_context(|| format!("measuring {name}"))?;
+                let path = if script {
+                    site.script.as_ref()
+                } else {
+                    site.paths.last()
+                };
+                let Some(path) = path else { continue };
+                let figures = requests(lab, site, path, header)
+                    .with_context(|| format!("measuring {name}"))?;
                 small.add(case, name, &figures);
             }
         }
@@ -96,9 +107,9 @@ fn artefact(lab: &Lab, site: &Site, file: usize, clients: usize) -> Result<Vec<f
 }
 
 /// wrk on one thread: its own count of requests, and the server's CPU over the whole of its run.
-fn requests(lab: &Lab, site: &Site, header: &str) -> Result<Vec<f64>> {
+fn requests(lab: &Lab, site: &Site, path: &str, header: &str) -> Result<Vec<f64>> {
     let mut server = start(lab, site)?;
-    let url = format!("http://{SERVER}:{}{}", site.port, site.paths[2]);
+    let url = format!("http://{SERVER}:{}{path}", site.port);
     let meter = server.meter();
     let before = meter.cpu()?;
     let said = lab.load_output("wrk", &["-t1", "-c50", "-d2s", "-H", header, &url]);
@@ -173,5 +184,6 @@ fn nginx(directory: &Path) -> Result<Site> {
         command,
         port: 80,
         paths,
+        script: None,
     })
 }

@@ -43,11 +43,16 @@ pub(crate) fn http(directory: &Path) -> Result<Site> {
         fs::remove_file(&file)?;
         paths.push(format!("/artifacts/{digest}/{name}"));
     }
-    let command = serve(directory, &machines(10))?;
+    let machines = machines(10);
+    let command = serve(directory, &machines)?;
     Ok(Site {
         command,
         port: 8080,
         paths,
+        script: Some(format!(
+            "/boot/{}/script.ipxe",
+            crate::dhcp::mac(&machines[0])
+        )),
     })
 }
 
