@@ -1,4 +1,4 @@
-//! The one room with `unsafe`: batches of datagrams, a link-layer socket address, a peer's groups.
+//! The one room with `unsafe`: batches of datagrams, a link-layer socket address, a neighbour, a peer's groups.
 //!
 //! Nothing here decides anything. Each block says why it is sound; what it offers is safe to call
 //! with any arguments. The batches exist because one system call a packet costs more than all of
@@ -379,6 +379,52 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
         }
         groups.resize(GROUPS_MAX, 0);
     }
+}
+
+/// The Ethernet address that the kernel's neighbour table has for an address of a link, in the network namespace of
+/// this very thread (arp(7), `SIOCGARP`). `None` while there is no complete entry.
+///
+/// # Errors
+/// What the kernel answered: `ENODEV` when there is no such link.
+pub fn neighbour(link: &str, address: Ipv4Addr) -> io::Result<Option<[u8; 6]>> {
+    let fd = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: `arpreq` is plain old data, for which all zeroes is a valid value.
+    let mut request: libc::arpreq = unsafe { zeroed() };
+    let [a, b, c, d] = address.octets().map(u8::cast_signed);
+    request.arp_pa.sa_family = libc::AF_INET as u16;
+    // A `sockaddr_in`: two bytes of port, then the address.
+    request.arp_pa.sa_data[2..6].copy_from_slice(&[a, b, c, d]);
+    // The last byte stays zero and ends the name.
+    if link.len() >= request.arp_dev.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (place, byte) in request.arp_dev.iter_mut().zip(link.bytes()) {
+        *place = byte.cast_signed();
+    }
+    // SAFETY: the kernel reads and writes one `arpreq`, which outlives the call.
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGARP, &raw mut request) };
+    if answer < 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ENXIO) {
+            Ok(None)
+        } else {
+            Err(error)
+        };
+    }
+    let complete = request.arp_flags & libc::ATF_COM != 0;
+    let octets = request.arp_ha.sa_data[..6]
+        .iter()
+        .map(|byte| byte.cast_unsigned());
+    let mut mac = [0; 6];
+    mac.iter_mut()
+        .zip(octets)
+        .for_each(|(place, byte)| *place = byte);
+    Ok(complete.then_some(mac))
 }
 
 #[cfg(test)]

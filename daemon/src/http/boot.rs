@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use super::wire::{Method, Request};
 use super::{Body, Origin, Ports, Refusal, Reply, Server, Told, artifact, report};
 use crate::controller::now;
+use crate::sys;
 
 impl Server {
     /// Answers one request.
@@ -313,7 +314,7 @@ impl Script<'_> {
         let Some(node) = boot.node else {
             return self.discovery(boot).map(Some);
         };
-        let neighbour = neighbour(self.origin.peer);
+        let neighbour = neighbour(self.origin);
         if let Err(withheld) = self.site.may_boot_from(node, self.network, neighbour) {
             return Ok(Some(self.say("refuse", &withheld.to_string())));
         }
@@ -521,7 +522,7 @@ fn asker(origin: &Origin, token: &str) -> Asker {
     Asker {
         token: digest_of(token),
         address: origin.peer,
-        neighbour: neighbour(origin.peer),
+        neighbour: neighbour(origin),
     }
 }
 
@@ -539,18 +540,10 @@ fn digest_of(token: &str) -> Digest {
     Digest::from_bytes(sha2::Sha256::digest(token).into())
 }
 
-/// The MAC address that the kernel has for an address, in the namespace of this very thread.
-///
-/// proc_net(5): "IP address, HW type, Flags, HW address, Mask, Device"; flag 2 is a complete entry.
-fn neighbour(address: Ipv4Addr) -> Option<MacAddress> {
-    let table = std::fs::read_to_string("/proc/thread-self/net/arp").ok()?;
-    let address = address.to_string();
-    table.lines().skip(1).find_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let (this, flags, mac) = (words.next()?, words.nth(1)?, words.next()?);
-        let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).ok()?;
-        (this == address && flags & 2 != 0).then(|| mac.parse().ok())?
-    })
+/// The station that the kernel knows behind the source of a request, on the link that the request came by.
+fn neighbour(origin: &Origin) -> Option<MacAddress> {
+    let known = sys::neighbour(origin.link.as_str(), origin.peer).ok()?;
+    known.and_then(MacAddress::from_octets)
 }
 
 fn unexpected<T>(outcome: &Outcome) -> Result<T, Refusal> {
