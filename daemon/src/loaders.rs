@@ -267,10 +267,7 @@ fn note(controller: &Controller, ledger: &Ledger, report: Report) {
     };
     let site = controller.snapshot().load();
     let node = site.spec().node_by_address(*peer.ip());
-    let mac = node.and_then(|node| {
-        let link = node.links.iter().find(|link| link.address == *peer.ip())?;
-        link.macs.first().copied()
-    });
+    let mac = node.and_then(|node| node.link_at(*peer.ip())?.macs.first().copied());
     ledger.note(mac, node.map(|node| &node.name), fact);
 }
 

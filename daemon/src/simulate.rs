@@ -324,7 +324,7 @@ impl Asked<'_> {
 
     fn address(&self) -> Ipv4Addr {
         let node = self.site.spec().node_by_mac(self.question.mac);
-        node.and_then(|node| node.link_of(self.question.mac))
+        node.and_then(|node| node.link_on(self.question.mac, &self.network.name))
             .map_or(Ipv4Addr::UNSPECIFIED, |link| link.address)
     }
 

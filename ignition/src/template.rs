@@ -186,10 +186,13 @@ mod tests {
             macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
             network: "lab".parse().unwrap(),
             address: [10, 107, 0, 11].into(),
+            name: None,
+            default_route: false,
         };
         let node = NodeSpec {
             name: "worker-1".parse().unwrap(),
             links: vec![link.clone()],
+            system: Vec::new(),
             uuid: None,
             serial: None,
             hostname: "worker-1.lab.example".parse().unwrap(),

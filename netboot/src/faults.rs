@@ -2,13 +2,14 @@
 //! at once, each with the item, the value and the remedy; [`SiteSpec::new`] refuses a
 //! site that has any.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use crate::host::HostSpec;
+use crate::link::LinkKind;
 use crate::net::{NetworkName, nearest};
-use crate::node::NodeSpec;
-use crate::node::uuid_is_sound;
+use crate::node::{NodeLink, NodeSpec, uuid_is_sound};
 use crate::spec::{
     Item, Mode, NODES_MAX, Network, Profile, Purpose, SiteParts, SiteSpec, SpecFault,
 };
@@ -75,14 +76,7 @@ fn faults(parts: &SiteParts) -> Vec<SpecFault> {
     network_faults(&parts.networks, &mut found);
     uniqueness_faults(parts, &mut found);
     for (index, node) in parts.nodes.iter().enumerate() {
-        node_faults(
-            Item::Node(index),
-            node,
-            &networks,
-            &parts.networks,
-            &parts.profiles,
-            &mut found,
-        );
+        node_faults(Item::Node(index), node, &networks, parts, &mut found);
     }
     for (index, network) in parts.networks.iter().enumerate() {
         let Some(discovery) = &network.discovery else {
@@ -279,8 +273,17 @@ fn uniqueness_faults(parts: &SiteParts, found: &mut Vec<SpecFault>) {
             let remedy = "give each machine a host name of its own";
             again(item, earlier, "hostname", &node.hostname, problem, remedy);
         }
-        for mac in node.macs() {
-            if let Some(earlier) = macs.insert(mac, index) {
+        let mut legs = BTreeSet::new();
+        for (mac, network) in node.links.iter().flat_map(|link| {
+            let macs = link.macs.iter().copied();
+            macs.map(|mac| (mac, &link.network))
+        }) {
+            // One card may have an address untagged and others on its VLANs, but not two on one network.
+            let twice = !legs.insert((mac, network));
+            if let Some(earlier) = macs
+                .insert(mac, index)
+                .filter(|earlier| *earlier != index || twice)
+            {
                 let (earlier, name) = owner(earlier);
                 let problem = format!("is already a MAC address of machine {name}");
                 again(
@@ -317,10 +320,10 @@ fn node_faults(
     item: Item,
     node: &NodeSpec,
     by_name: &BTreeMap<&NetworkName, &Network>,
-    networks: &[Network],
-    profiles: &[Profile],
+    parts: &SiteParts,
     found: &mut Vec<SpecFault>,
 ) {
+    let profiles = &parts.profiles;
     if node.links.is_empty() || node.links.iter().any(|link| link.macs.is_empty()) {
         let problem = "has a link without a MAC address".to_owned();
         found.push(fault(
@@ -345,7 +348,13 @@ fn node_faults(
             ));
             continue;
         };
-        address_faults(item, link.address, network, networks, found);
+        address_faults(item, link.address, network, &parts.networks, found);
+        if link.default_route && network.gateway().is_none() {
+            let problem = format!("is asked of network {}, which has no router", network.name);
+            let remedy = "give the network a `router:`, or name another link";
+            found.push(fault(item, "default_route", &true, problem, remedy));
+        }
+        tag_faults(item, node, link, network, &parts.host, found);
     }
     if !profiles.iter().any(|profile| profile.name == node.profile) {
         found.push(unknown_profile(
@@ -364,6 +373,38 @@ fn node_faults(
             problem,
             "leave it out; the MAC address identifies the machine",
         ));
+    }
+}
+
+/// Where the bastion's own link is a VLAN, whoever tags frames for its network must use that VLAN's id.
+fn tag_faults(
+    item: Item,
+    node: &NodeSpec,
+    leg: &NodeLink,
+    network: &Network,
+    host: &HostSpec,
+    found: &mut Vec<SpecFault>,
+) {
+    let system = node
+        .system
+        .iter()
+        .find(|link| leg.name.as_ref() == Some(&link.name));
+    let bastion = host.link(&network.link);
+    let (Some(LinkKind::Vlan { id, .. }), Some(LinkKind::Vlan { id: wanted, .. })) = (
+        system.map(|link| &link.kind),
+        bastion.map(|wanted| &wanted.link.kind),
+    ) else {
+        return;
+    };
+    if id != wanted {
+        let problem = format!(
+            "is not the VLAN of network {}: the bastion's {} has {}",
+            network.name,
+            network.link,
+            wanted.get()
+        );
+        let remedy = "write the same id in both places";
+        found.push(fault(item, "id", &id.get(), problem, remedy));
     }
 }
 

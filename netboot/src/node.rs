@@ -1,20 +1,30 @@
 //! A machine: what the inventory wants of it, and what was seen of it. The two are never merged.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
+use crate::link::Link;
 use crate::loader::LoaderTable;
-use crate::net::{Digest, Hostname, MacAddress, NetworkName, NodeName, ProfileName, Timestamp};
+use crate::net::{
+    Digest, Hostname, LinkName, MacAddress, NetworkName, NodeName, ProfileName, Timestamp,
+};
+
+pub use network::{NodeNetwork, card_name};
 
 /// What the inventory says of one machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeSpec {
     /// Unique in the site.
     pub name: NodeName,
-    /// Its links, the boot link first; never empty.
+    /// Where it has an address, the boot link first; never empty.
     pub links: Vec<NodeLink>,
+    /// The links that its system makes of its cards, as far as the inventory lists them: kinds, names and sizes, while
+    /// addresses and routes follow from `links`. Empty for one plain card, whose system is left to DHCP.
+    pub system: Vec<Link>,
     /// SMBIOS system UUID, compared with what the firmware shows.
     pub uuid: Option<Uuid>,
     /// SMBIOS system serial number, compared with what iPXE shows.
@@ -43,15 +53,21 @@ pub fn uuid_is_sound(uuid: Uuid) -> bool {
     !uuid.is_nil() && !uuid.is_max() && !SHARED.contains(&uuid.as_u128())
 }
 
-/// One attachment of a machine to a network: any of these MACs gets this address there.
+/// One attachment of a machine to a network: any of these MACs gets this address there, and on other networks
+/// what other attachments say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeLink {
-    /// Never empty. Several when a bond, a spare card or a replaced one bears the same address.
+    /// What its frames bear; never empty. A VLAN's are its parent's and a bond's its ports'; several also when a spare card
+    /// or a replaced one bears the same address.
     pub macs: Vec<MacAddress>,
     /// The network the address belongs to.
     pub network: NetworkName,
     /// The reserved address.
     pub address: Ipv4Addr,
+    /// The link of [`NodeSpec::system`] that bears it.
+    pub name: Option<LinkName>,
+    /// The inventory names it as the machine's way out; of one link at most. See [`crate::spec::SiteSpec::way_out`].
+    pub default_route: bool,
 }
 
 impl NodeSpec {
@@ -63,13 +79,26 @@ impl NodeSpec {
             .expect("a node without links is refused when the site is built")
     }
 
-    /// The link that bears `mac`.
+    /// The first link that bears `mac`, on whatever network.
     #[must_use]
     pub fn link_of(&self, mac: MacAddress) -> Option<&NodeLink> {
         self.links.iter().find(|link| link.macs.contains(&mac))
     }
 
-    /// Every MAC of the machine.
+    /// The link that bears `mac` on a network: one card may have an address untagged and others on its VLANs.
+    #[must_use]
+    pub fn link_on(&self, mac: MacAddress, network: &NetworkName) -> Option<&NodeLink> {
+        let on_it = |link: &&NodeLink| link.network == *network && link.macs.contains(&mac);
+        self.links.iter().find(on_it)
+    }
+
+    /// The link that bears `address`.
+    #[must_use]
+    pub fn link_at(&self, address: Ipv4Addr) -> Option<&NodeLink> {
+        self.links.iter().find(|link| link.address == address)
+    }
+
+    /// Every MAC of the machine, once for each link whose frames bear it.
     pub fn macs(&self) -> impl Iterator<Item = MacAddress> + '_ {
         self.links.iter().flat_map(|link| link.macs.iter().copied())
     }

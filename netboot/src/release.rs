@@ -174,7 +174,7 @@ impl Site {
         from: Ipv4Addr,
         neighbour: Option<MacAddress>,
     ) -> Result<(), Withheld> {
-        let Some(link) = node.links.iter().find(|link| link.address == from) else {
+        let Some(link) = node.link_at(from) else {
             return Err(Withheld::OtherAddress {
                 node: node.name.clone(),
                 from,

@@ -11,8 +11,8 @@ use imbl::{OrdMap, OrdSet};
 use uuid::Uuid;
 
 use crate::net::{Digest, MacAddress, NetworkName, NodeName, Timestamp};
-use crate::node::{NodeLink, NodeRecord, NodeSpec};
-use crate::spec::{Network, Profile, SiteSpec};
+use crate::node::{NodeRecord, NodeSpec};
+use crate::spec::{Profile, SiteSpec};
 
 /// Unlisted machines that are remembered, for `status`.
 pub const SIGHTINGS_MAX: usize = 256;
@@ -167,16 +167,5 @@ impl Site {
     #[must_use]
     pub fn profile_of(&self, node: &NodeSpec) -> Option<&Arc<Profile>> {
         self.spec.profile(&node.profile)
-    }
-
-    /// The link and network by which a machine's `mac` is reached.
-    #[must_use]
-    pub fn attachment<'a>(
-        &'a self,
-        node: &'a NodeSpec,
-        mac: MacAddress,
-    ) -> Option<(&'a NodeLink, &'a Arc<Network>)> {
-        let link = node.link_of(mac)?;
-        Some((link, self.spec.network(&link.network)?))
     }
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 use daemon::config::check::{Kind, schema};
 use daemon::config::load;
 use netboot::host::{HostSpec, LinkPolicy, ReversePath};
+use netboot::spec::SiteSpec;
 use tests::bastion::reveille;
 use tests::sample::{ARTIFACTS, repository, site, state};
 
@@ -59,17 +60,77 @@ fn every_seeded_fault_is_named_with_its_place_value_and_remedy() {
     golden(Path::new("fixtures/faulty-site.txt"), &text);
 }
 
-/// What the site wants of the bastion, from the text of `links`, `host` and whatever else is given.
-fn host(text: &str) -> HostSpec {
+/// A site with two networks: `more` is of `site.yaml`, `machines` the list of `machines.yaml`.
+fn loaded(more: &str, machines: &str) -> SiteSpec {
     const NETWORKS: &str = "site: lab\nhttp: { port: 8081 }\nnetworks:\n  \
         - { name: provisioning, link: eth1.107, subnet: 10.107.0.0/24 }\n  \
         - { name: storage, link: eth2, subnet: 10.200.0.0/16, mode: off }\n";
     let site = tempfile::tempdir().expect("a directory");
-    std::fs::write(site.path().join("site.yaml"), format!("{NETWORKS}{text}")).expect("written");
-    std::fs::write(site.path().join("machines.yaml"), "machines: []\n").expect("written");
-    let loaded = load(site.path(), state(&[]).path());
+    let write = |file: &str, text: &str| {
+        let path = site.path().join(file);
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        std::fs::write(path, text).expect("written");
+    };
+    write("site.yaml", &format!("{NETWORKS}{more}"));
+    write("machines.yaml", &format!("machines: {machines}\n"));
+    write(
+        "profiles/live.yaml",
+        "kernel: debian-13/vmlinuz\npurpose: live\n",
+    );
+    let loaded = load(site.path(), state(&ON_THE_SHELF).path());
     let (_, spec) = loaded.unwrap_or_else(|report| panic!("{report}"));
-    HostSpec::clone(spec.host())
+    spec
+}
+
+/// What the site wants of the bastion, from the text of `links` and `host`.
+fn host(text: &str) -> HostSpec {
+    HostSpec::clone(loaded(text, "[]").host())
+}
+
+#[test]
+fn frames_of_vlans_and_bonds_bear_the_macs_of_the_cards_below() {
+    let site = loaded(
+        "links:\n- { name: eth1.107, vlan: { parent: eth1, id: 107 }, addresses: [10.107.0.1/24] }\n",
+        "[{ name: node-1, profile: live, links: [\
+            { name: bond0.7, vlan: { parent: bond0, id: 7 }, address: 10.200.0.11 },\
+            { name: eth0, mac: 52:54:00:aa:00:01 }, { name: eth1, mac: 52:54:00:aa:00:02 },\
+            { name: bond0, bond: { mode: active-backup, ports: [eth0, eth1] }, address: 10.107.0.11 }] }]",
+    );
+    let node = site.node(&"node-1".parse().unwrap()).unwrap();
+    let both = ["52:54:00:aa:00:01", "52:54:00:aa:00:02"].map(|mac| mac.parse().unwrap());
+    let legs = node.links.iter().map(|link| {
+        assert_eq!(link.macs, both);
+        (
+            link.name.as_ref().unwrap().to_string(),
+            link.network.to_string(),
+        )
+    });
+    // The boot link first: firmware tags no frames.
+    let wanted = [("bond0", "provisioning"), ("bond0.7", "storage")];
+    let wanted = wanted.map(|(name, network)| (name.to_owned(), network.to_owned()));
+    assert_eq!(legs.collect::<Vec<_>>(), wanted);
+    let names = node.system.iter().map(|link| link.name.to_string());
+    assert_eq!(
+        names.collect::<Vec<_>>(),
+        ["bond0.7", "eth0", "eth1", "bond0"]
+    );
+}
+
+#[test]
+fn a_machine_with_one_plain_card_is_left_to_dhcp_however_it_is_written() {
+    for text in [
+        "mac: 52:54:00:aa:00:01, address: 10.107.0.11",
+        "links: [{ macs: [52-54-00-AA-00-01], address: 10.107.0.11 }]",
+    ] {
+        let site = loaded("", &format!("[{{ name: node-1, profile: live, {text} }}]"));
+        let node = site.node(&"node-1".parse().unwrap()).unwrap();
+        assert!(node.system.is_empty(), "{text}");
+        assert_eq!(
+            node.boot_link().address.to_string(),
+            "10.107.0.11",
+            "{text}"
+        );
+    }
 }
 
 #[test]

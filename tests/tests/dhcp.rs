@@ -154,6 +154,59 @@ fn a_pool_lends_a_stranger_one_address_and_writes_it_down_before_it_says_so() {
     assert_eq!(lease(&second), Some(lent), "{second}");
 }
 
+/// Asks on a link and does what it is told there, as systems do: busybox leaves that to a script.
+const UDHCPC_OBEYS: &str = r#"cat > /run/obey <<'END'
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add "$ip/$mask" dev "$interface"
+for via in ${staticroutes:+none} $router; do [ $via = none ] && break; ip route add default via $via dev "$interface"; done
+set -- $staticroutes
+while [ $# -ge 2 ]; do ip route add "$1" via "$2" dev "$interface"; shift 2; done
+END
+chmod +x /run/obey
+ask() { busybox udhcpc -f -q -n -t 4 -T 2 -i $1 -O staticroutes -s /run/obey; }
+"#;
+
+#[test]
+fn a_dual_homed_system_that_asks_on_every_leg_has_one_default_route() {
+    // One MAC address on both legs, as an untagged card and its VLAN have.
+    let (server, machine) = cable(&mac(1).to_string());
+    server.cable("eth1", &machine, "eth1");
+    machine.ip("link set eth1 down");
+    machine.ip(&format!("link set eth1 address {} up", mac(1)));
+    server.ip("addr add 10.200.0.1/16 dev eth1");
+    let near = dhcp::network(Mode::Reservation);
+    let mut far = dhcp::network(Mode::Reservation);
+    far.name = "far".parse().unwrap();
+    far.link = "eth1".parse().unwrap();
+    far.subnet = "10.200.0.0/16".parse().unwrap();
+    far.router = Some(Ipv4Addr::new(10, 200, 0, 254));
+    far.routes = vec![(
+        "198.51.100.0/24".parse().unwrap(),
+        Ipv4Addr::new(10, 200, 0, 253),
+    )];
+    let mut node = dhcp::node("node-1", mac(1), &near, address(1));
+    let second = dhcp::node("node-1", mac(1), &far, Ipv4Addr::new(10, 200, 0, 11));
+    node.links.extend(second.links);
+    let _bastion = Bastion::serving(&server, dhcp::site_of(vec![near, far], vec![node]));
+
+    let said = client(
+        &machine,
+        &format!("{UDHCPC_OBEYS} ask eth1; ask eth0; ip -4 route"),
+    );
+    let routes: Vec<&str> = said.lines().map(str::trim).collect();
+    for route in [
+        "default via 10.107.0.254 dev eth0",
+        "192.0.2.0/24 via 10.107.0.253 dev eth0",
+        "198.51.100.0/24 via 10.200.0.253 dev eth1",
+        "10.200.0.0/16 dev eth1 proto kernel scope link src 10.200.0.11",
+    ] {
+        assert!(routes.contains(&route), "{route}: {said}");
+    }
+    let defaults = routes.iter().filter(|line| line.starts_with("default"));
+    assert_eq!(defaults.count(), 1, "{said}");
+}
+
 #[test]
 fn a_link_that_no_network_names_is_not_even_heard() {
     let (server, machine) = cable(&mac(1).to_string());

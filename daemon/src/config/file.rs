@@ -3,6 +3,8 @@
 //!
 //! A field without `#[serde(default)]` is a key that must be there.
 
+mod links;
+
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -10,6 +12,9 @@ use serde::Deserialize;
 use serde::de::{self, Visitor};
 
 use super::read::{Given, Table, WORD_OR_OTHER};
+pub(super) use links::{
+    Bond, Bridge, Host, HostLink, HostRoute, Link, LinkPolicy, Links, Masquerade, ReversePath, Vlan,
+};
 
 /// `site.yaml`: what one bastion serves, and how.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -153,174 +158,6 @@ pub(super) struct OptionBytes {
     pub(super) addresses: Given<Vec<Given<String>>>,
 }
 
-/// The bastion's own links.
-#[derive(Clone, Debug, JsonSchema)]
-#[schemars(untagged)]
-pub(super) enum Links {
-    /// `unmanaged`: the system's own files make them, and nothing is listed here.
-    Word(String),
-    /// What there is to make, or to add to links that others make.
-    Listed(Vec<Given<Box<HostLink>>>),
-}
-
-/// One of the bastion's own links. Without `vlan`, `bridge` and `bond` it is one that others make, and only what is
-/// said here is added to it.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct HostLink {
-    /// Its name: 1 to 15 letters.
-    pub(super) name: Given<String>,
-    /// It is a VLAN of another link.
-    #[serde(default)]
-    pub(super) vlan: Given<Vlan>,
-    /// It joins other links as a bridge.
-    #[serde(default)]
-    pub(super) bridge: Given<Bridge>,
-    /// It joins other links as a bond.
-    #[serde(default)]
-    pub(super) bond: Given<Bond>,
-    /// Its addresses with the prefix of their network, IPv4 and IPv6: `10.107.0.1/24`.
-    #[serde(default)]
-    pub(super) addresses: Given<Vec<Given<String>>>,
-    /// Largest packet in bytes, 68 to 65535, with IPv6 at least 1280; left as it is unless given.
-    #[serde(default)]
-    pub(super) mtu: Given<u16>,
-    /// The gateway on it: what is asked of this link's addresses is answered by this gateway, and nothing else goes there.
-    #[serde(default)]
-    pub(super) gateway: Given<String>,
-    /// The same for one IPv4 and one IPv6 gateway.
-    #[serde(default)]
-    pub(super) gateways: Given<Vec<Given<String>>>,
-    /// The gateway's own routing table; unless given 1000 and the VLAN's id, otherwise 2000 and the link's place in the list.
-    #[serde(default)]
-    pub(super) table: Given<u32>,
-    /// The gateway is also the whole host's; false unless given. A default route is touched only where this is true.
-    #[serde(default)]
-    pub(super) default_route: Given<bool>,
-    /// Networks behind other gateways on it.
-    #[serde(default)]
-    pub(super) routes: Given<Vec<Given<HostRoute>>>,
-    /// How strictly the sources of incoming packets are checked; `loose` with a gateway, otherwise left as it is.
-    #[serde(default)]
-    pub(super) rp_filter: Given<ReversePath>,
-    /// Whether IPv4 packets that come in by it are forwarded; left as it is unless given or masquerade needs it.
-    #[serde(default)]
-    pub(super) forwarding: Given<bool>,
-}
-
-/// A VLAN (IEEE 802.1Q) of another link.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Vlan {
-    /// The link that carries the tagged frames.
-    pub(super) parent: Given<String>,
-    /// The tag, 1 to 4094.
-    pub(super) id: Given<u16>,
-}
-
-/// A bridge.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Bridge {
-    /// The links it joins.
-    pub(super) ports: Given<Vec<Given<String>>>,
-    /// Whether it speaks the spanning tree protocol; false unless given.
-    #[serde(default)]
-    pub(super) stp: Given<bool>,
-}
-
-/// A bond.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Bond {
-    /// How frames are spread over its ports.
-    pub(super) mode: Given<BondMode>,
-    /// The links it joins, the preferred one first.
-    pub(super) ports: Given<Vec<Given<String>>>,
-    /// How often the ports' carriers are looked at, 1ms to 10s; 100ms unless given.
-    #[serde(default)]
-    pub(super) monitor: Given<String>,
-}
-
-/// The kernel's word for how a bond spreads frames.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(transparent)]
-pub(super) struct BondMode(pub(super) netboot::link::BondMode);
-
-impl JsonSchema for BondMode {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "BondMode".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        let words = netboot::link::BondMode::ALL.map(netboot::link::BondMode::word);
-        schemars::json_schema!({ "type": "string", "enum": words })
-    }
-}
-
-/// A route of the bastion itself.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct HostRoute {
-    /// The destination, such as `10.200.0.0/16`.
-    pub(super) to: Given<String>,
-    /// The gateway's address.
-    pub(super) via: Given<String>,
-    /// Lower is preferred; the kernel's choice unless given.
-    #[serde(default)]
-    pub(super) metric: Given<u32>,
-}
-
-/// How strictly the sources of incoming packets are checked.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum ReversePath {
-    /// Not at all.
-    Off,
-    /// The way back must be the link it came by.
-    Strict,
-    /// There must be a way back, by any link.
-    Loose,
-}
-
-/// How the bastion's own network is kept.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Host {
-    /// Who makes the links; `managed` unless given.
-    #[serde(default)]
-    pub(super) links: Given<LinkPolicy>,
-    /// Which networks reach the outside under an address of the bastion.
-    #[serde(default)]
-    pub(super) masquerade: Given<Vec<Given<Masquerade>>>,
-    /// Whether each service is closed on the links it does not serve; true where links are listed and managed, unless
-    /// given.
-    #[serde(default)]
-    pub(super) firewall: Given<bool>,
-    /// How long an apply waits for `host confirm` before it is undone, 10s to 1h; 60s unless given.
-    #[serde(default)]
-    pub(super) confirm: Given<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum LinkPolicy {
-    /// The daemon makes and keeps what the site lists.
-    Managed,
-    /// The system's own files do (`reveille host export` writes them); the daemon only says what differs.
-    Unmanaged,
-}
-
-/// Machines of one network reach the outside.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Masquerade {
-    /// The name of their network.
-    pub(super) network: Given<String>,
-    /// The bastion's link that they leave by.
-    pub(super) out: Given<String>,
-}
-
 /// The boot HTTP server, on the networks' links.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -395,7 +232,7 @@ pub(super) struct Machine {
     /// The network of the address; unless given, the one whose subnet holds it.
     #[serde(default)]
     pub(super) network: Given<String>,
-    /// Several links, the one it boots from first.
+    /// Several links, each with what its system makes of it; it boots from the first untagged one with an address.
     #[serde(default)]
     pub(super) links: Given<Vec<Given<Link>>>,
     /// What it boots: the name of a file in `profiles`, without the suffix.
@@ -418,23 +255,6 @@ pub(super) struct Machine {
     /// The disk an install may write, before the profile's.
     #[serde(default)]
     pub(super) disk: Given<Disk>,
-}
-
-/// One of several links of a machine.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Link {
-    /// Its MAC address, in any common spelling.
-    #[serde(default)]
-    pub(super) mac: Given<String>,
-    /// MAC addresses that all mean this link.
-    #[serde(default)]
-    pub(super) macs: Given<Vec<Given<String>>>,
-    /// Its address.
-    pub(super) address: Given<String>,
-    /// The network of the address; unless given, the one whose subnet holds it.
-    #[serde(default)]
-    pub(super) network: Given<String>,
 }
 
 /// Which disk an install may write; one of the keys.
@@ -558,16 +378,6 @@ impl<'de> Deserialize<'de> for OptionValue {
         let either = Either {
             word: Self::Text,
             other: Self::Bytes,
-        };
-        deserializer.deserialize_newtype_struct(WORD_OR_OTHER, either)
-    }
-}
-
-impl<'de> Deserialize<'de> for Links {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let either = Either {
-            word: Self::Word,
-            other: Self::Listed,
         };
         deserializer.deserialize_newtype_struct(WORD_OR_OTHER, either)
     }

@@ -48,7 +48,7 @@ pub(super) fn link(
         forwarding,
     } = entry;
     let before = faults.count();
-    let name = name(given_name, place, faults);
+    let name = file_name(given_name, place, faults);
     let kind = kind(vlan, bridge, bond, faults);
     let addresses = addresses(given_addresses, faults);
     let mtu = mtu(given_mtu, addresses.iter().any(is_ipv6), faults);
@@ -100,16 +100,19 @@ pub(super) fn link(
     })
 }
 
-/// A name that the kernel takes for a new link.
-fn name(given: &Given<String>, place: Place, faults: &Faults) -> Option<LinkName> {
+/// A link's name that every file and argument can bear as it is: what the kernel takes, without what means something
+/// else to it or to the formats that links are written in.
+pub(super) fn file_name(given: &Given<String>, place: Place, faults: &Faults) -> Option<LinkName> {
     let name: LinkName = need(faults, "name", given, place)?;
-    // `dev_alloc_name` (Linux net/core/dev.c) reads a percent sign as a place for a number, and
-    // `sysctl_dev_name_is_allowed` (include/linux/inetdevice.h) keeps the two words for itself.
-    if matches!(name.as_str(), "all" | "default") || name.as_str().contains('%') {
+    let text = name.as_str();
+    let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    // `sysctl_dev_name_is_allowed` (Linux include/linux/inetdevice.h) keeps the two words for itself.
+    let reserved = matches!(text, "all" | "default") || text.starts_with(['-', '.']);
+    if reserved || !text.bytes().all(sound) {
         let place = given.place().unwrap_or(place);
-        let problem = "means something else to the kernel";
-        let remedy = "choose another name, without a percent sign";
-        faults.add(place, "name", name.as_str(), problem, remedy);
+        let problem = "means something else to the kernel or in a file";
+        let remedy = "use letters, digits, dots, hyphens and underscores, a letter first";
+        faults.add(place, "name", text, problem, remedy);
         return None;
     }
     Some(name)

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use netboot::net::{MacAddress, Malformed, NetworkName};
-use netboot::node::{NodeLink, NodeSpec};
+use netboot::net::{MacAddress, Malformed};
+use netboot::node::NodeSpec;
 use uuid::Uuid;
 
 use super::fault::{Faults, Place};
 use super::file;
-use super::judge::{address, disk, list, loaders, missing, need, parse, template_name};
+use super::judge::{disk, loaders, need, parse, template_name};
 use super::networks::{SiteFile, Written};
+use super::node_links::{self, NodeLinks};
 use super::read::{Given, Table};
 
 /// Values for templates on one machine, and bytes of one value.
@@ -27,11 +28,6 @@ pub(super) fn judge(
     let place = *place;
     let file::Machine {
         name,
-        mac,
-        macs,
-        address,
-        network,
-        links,
         profile,
         uuid,
         serial,
@@ -39,38 +35,17 @@ pub(super) fn judge(
         variables: given_variables,
         loaders: table,
         disk: rule,
+        // How it is wired is judged on its own.
+        mac: _,
+        macs: _,
+        address: _,
+        network: _,
+        links: _,
     } = &**entry;
     let name_parsed = need(faults, "name", name, place);
     let profile = need(faults, "profile", profile, place);
     let hostname = parse(faults, "hostname", hostname);
-    let links = match links.good() {
-        Some((place, links)) => {
-            if let Some(flat) = [mac.place(), macs.place(), address.place(), network.place()]
-                .into_iter()
-                .flatten()
-                .next()
-            {
-                faults.add(
-                    flat,
-                    "",
-                    "this key",
-                    "stands beside `links:`, which says the same",
-                    "keep one of the two: move it into the first link",
-                );
-            }
-            several(links, place, site, faults)
-        }
-        None if links.is_absent() => {
-            let flat = Attachment {
-                mac,
-                macs,
-                address,
-                network,
-            };
-            flat.judge(place, site, faults).map(|link| vec![link])
-        }
-        None => None,
-    };
+    let links = node_links::judge(entry, place, site, faults);
     let uuid = uuid.good().and_then(|(place, text)| {
         let rule = "write it as `dmidecode -s system-uuid` prints it";
         Uuid::try_parse(text)
@@ -96,11 +71,13 @@ pub(super) fn judge(
     let loaders = loaders(faults, table);
     let disk = disk(faults, rule);
     let name: netboot::net::NodeName = name_parsed?;
+    let NodeLinks { links, system } = links?;
     Some(NodeSpec {
         // Every node's name is a sound label, so this parse never fails.
         hostname: hostname.or_else(|| name.as_str().parse().ok())?,
         name,
-        links: links?,
+        links,
+        system,
         uuid,
         serial,
         profile: profile?,
@@ -123,6 +100,14 @@ impl Written<Box<file::Machine>> {
             "address" => self.address_place(value),
             "network" => self.network_place(value),
             "variables" => entry.variables.place(),
+            "default_route" => self.link_place(|link| match link.default_route.good() {
+                Some((place, true)) => Some(place),
+                Some((_, false)) | None => None,
+            }),
+            "id" => self.link_place(|link| {
+                let (place, id) = link.vlan.value()?.id.good()?;
+                (id.to_string() == value).then_some(place)
+            }),
             _ => None,
         };
         place.unwrap_or(self.place)
@@ -135,6 +120,10 @@ impl Written<Box<file::Machine>> {
             .into_iter()
             .flatten()
             .filter_map(Given::value)
+    }
+
+    fn link_place(&self, place: impl Fn(&file::Link) -> Option<Place>) -> Option<Place> {
+        self.links().find_map(place)
     }
 
     fn mac_place(&self, value: &str) -> Option<Place> {
@@ -166,117 +155,6 @@ impl Written<Box<file::Machine>> {
             .filter_map(Given::good)
             .find(|(_, text)| *text == value)
             .map(|(place, _)| place)
-    }
-}
-
-fn several(
-    links: &[Given<file::Link>],
-    place: Place,
-    site: &SiteFile,
-    faults: &Faults,
-) -> Option<Vec<NodeLink>> {
-    if links.is_empty() {
-        faults.add(
-            place,
-            "links",
-            "",
-            "is empty",
-            "list the link the machine boots from",
-        );
-        return None;
-    }
-    // Each is judged before any is missed, so that all faults are named.
-    let judged: Vec<Option<NodeLink>> = links
-        .iter()
-        .map(|given| {
-            let (place, link) = given.good()?;
-            let file::Link {
-                mac,
-                macs,
-                address,
-                network,
-            } = link;
-            let link = Attachment {
-                mac,
-                macs,
-                address,
-                network,
-            };
-            link.judge(place, site, faults)
-        })
-        .collect();
-    judged.into_iter().collect()
-}
-
-struct Attachment<'a> {
-    mac: &'a Given<String>,
-    macs: &'a Given<Vec<Given<String>>>,
-    address: &'a Given<String>,
-    network: &'a Given<String>,
-}
-
-impl Attachment<'_> {
-    fn judge(&self, place: Place, site: &SiteFile, faults: &Faults) -> Option<NodeLink> {
-        let macs = self.mac_addresses(place, faults);
-        if self.address.is_absent() {
-            missing(faults, "address", place);
-        }
-        let network = self.network(site, faults);
-        let address = address(faults, "address", self.address);
-        Some(NodeLink {
-            macs: macs?,
-            network: network?,
-            address: address?,
-        })
-    }
-
-    fn mac_addresses(&self, place: Place, faults: &Faults) -> Option<Vec<MacAddress>> {
-        let one: Option<MacAddress> = parse(faults, "mac", self.mac);
-        let many = self.macs.value().map(Vec::as_slice).unwrap_or_default();
-        let mut macs: Vec<MacAddress> = one.into_iter().collect();
-        macs.extend(list(faults, "macs", self.macs, parse::<MacAddress>));
-        let given = !self.mac.is_absent() || !many.is_empty() || matches!(self.macs, Given::Bad(_));
-        if !given {
-            missing(faults, "mac", place);
-        }
-        (!macs.is_empty()).then_some(macs)
-    }
-
-    /// The network that is named, else the one whose subnet holds the address.
-    fn network(&self, site: &SiteFile, faults: &Faults) -> Option<NetworkName> {
-        if let Some((_, name)) = self.network.good() {
-            if site.broken.contains(name) {
-                return None;
-            }
-            return parse(faults, "network", self.network);
-        }
-        if matches!(self.network, Given::Bad(_)) {
-            return None;
-        }
-        let (place, text) = self.address.good()?;
-        let address: Ipv4Addr = text.parse().ok()?;
-        let holder = site
-            .networks
-            .iter()
-            .find(|network| network.subnet.contains(address));
-        let guessable = site.broken.is_empty() && !site.incomplete;
-        if holder.is_none() && guessable {
-            let subnets: Vec<String> = site
-                .networks
-                .iter()
-                .take(10)
-                .map(|network| format!("{} ({})", network.subnet, network.name))
-                .collect();
-            let remedy = format!("choose one in {}", subnets.join(", "));
-            faults.add(
-                place,
-                "address",
-                text,
-                "is in no network of the site",
-                remedy,
-            );
-        }
-        holder.map(|network| network.name.clone())
     }
 }
 

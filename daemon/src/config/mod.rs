@@ -18,6 +18,7 @@ mod judge;
 mod links;
 mod machines;
 mod networks;
+mod node_links;
 mod profiles;
 mod read;
 mod source;
@@ -251,6 +252,7 @@ fn rehearse(spec: &SiteSpec, profiles: &Profiles, faults: &Faults) {
         let kind = (
             &node.profile,
             &node.boot_link().network,
+            node.system.is_empty(),
             node.variables.keys().collect::<Vec<_>>(),
             (node.uuid.is_some(), node.serial.is_some()),
             node.disk.as_ref().map(|disk| disk.device().is_some()),

@@ -207,11 +207,7 @@ impl Server {
         wanted: Document,
     ) -> Result<Reply, Refusal> {
         let site = self.controller.snapshot().load();
-        let link = release
-            .node
-            .links
-            .iter()
-            .find(|link| link.address == origin.peer);
+        let link = release.node.link_at(origin.peer);
         let network = link
             .and_then(|link| site.spec().network(&link.network))
             .ok_or(Refusal::Broken)?;
@@ -463,7 +459,10 @@ impl Words<'_> {
         let generation = node.map_or(0, |node| self.site.record(&node.name).generation);
         Subject {
             node,
-            link: node.and_then(|node| node.link_of(self.mac)),
+            link: node.and_then(|node| {
+                let here = node.link_on(self.mac, &self.network.name);
+                here.or_else(|| node.link_of(self.mac))
+            }),
             network: self.network,
             disk: boot.disk.as_ref(),
             generation: generation + u32::from(boot.uses_permit),

@@ -428,10 +428,7 @@ impl Server {
     fn note(&self, origin: &Origin, fact: Fact) {
         let site = self.controller.snapshot().load();
         let node = site.spec().node_by_address(origin.peer);
-        let mac = node.and_then(|node| {
-            let link = node.links.iter().find(|link| link.address == origin.peer)?;
-            link.macs.first().copied()
-        });
+        let mac = node.and_then(|node| node.link_at(origin.peer)?.macs.first().copied());
         self.ledger.note(mac, node.map(|node| &node.name), fact);
     }
 }

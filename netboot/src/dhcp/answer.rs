@@ -272,9 +272,9 @@ impl Question<'_, '_> {
 
     fn claim(&self) -> Claim {
         match (self.node, self.network.mode) {
-            (Some(node), _) => match node.link_of(self.mac) {
-                Some(link) if link.network == self.network.name => Claim::Reserved(link.address),
-                _ => Claim::None(Ignored::OtherNetwork),
+            (Some(node), _) => match node.link_on(self.mac, &self.network.name) {
+                Some(link) => Claim::Reserved(link.address),
+                None => Claim::None(Ignored::OtherNetwork),
             },
             (None, Mode::Pool) => Claim::Pool,
             (None, _) => Claim::None(Ignored::NotListed),

@@ -11,7 +11,7 @@ use super::options::{Header, Writer};
 use super::pxe::{BootFile, NO_PROXY_DHCP, vendor_options};
 use crate::loader::Client;
 use crate::net::Destination;
-use crate::spec::{Mode, Network};
+use crate::spec::Mode;
 
 impl Question<'_, '_> {
     /// Writes an offer or an acknowledgement; tells the first option that did not fit.
@@ -110,7 +110,7 @@ impl Question<'_, '_> {
         match code {
             1 => writer.put(1, &DhcpOption::SubnetMask(network.subnet.mask())),
             3 => {
-                if let Some(router) = network.router {
+                if let Some(router) = network.router.filter(|_| self.leads_out()) {
                     writer.put(3, &DhcpOption::Router(vec![router]));
                 }
             }
@@ -146,29 +146,52 @@ impl Question<'_, '_> {
                     writer.put(119, &DhcpOption::DomainSearch(names));
                 }
             }
-            121 if !network.routes.is_empty() => {
-                writer.put(121, &DhcpOption::ClasslessStaticRoute(routes(network)));
+            121 => {
+                let routes = self.routes();
+                if !routes.is_empty() {
+                    writer.put(121, &DhcpOption::ClasslessStaticRoute(routes));
+                }
             }
             _ => {}
         }
     }
-}
 
-/// RFC 3442: "If the DHCP server returns both a Classless Static Routes option and a Router option,
-/// the DHCP client MUST ignore the Router option." So the default route is one of them.
-fn routes(network: &Network) -> Vec<(Ipv4Net, Ipv4Addr)> {
-    let default = network
-        .router
-        .map(|router| (Destination::everywhere(), router));
-    let named = |(to, _): &(Destination, Ipv4Addr)| *to == Destination::everywhere();
-    let default = default.filter(|_| !network.routes.iter().any(named));
-    network
-        .routes
-        .iter()
-        .copied()
-        .chain(default)
-        .map(|(to, via)| (to.prefix(), via))
-        .collect()
+    /// Whether this network gives the client its default route. A machine with links on several networks has one way
+    /// out, and a default route from each of the others would lead its answers astray.
+    ///
+    /// Firmware behind a relay is told the router all the same: without it, it can't reach us, and it has one link.
+    fn leads_out(&self) -> bool {
+        let way_out = self.node.and_then(|node| self.site.spec().way_out(node));
+        let here = way_out.is_none_or(|(link, _)| {
+            link.network == self.network.name && link.macs.contains(&self.mac)
+        });
+        here || (self.network.relayed && self.client != Client::System)
+    }
+
+    /// RFC 3442: "If the DHCP server returns both a Classless Static Routes option and a Router option,
+    /// the DHCP client MUST ignore the Router option." So the default route is one of them, where it is due. A system
+    /// behind a relay that leaves by another network still gets the way to us.
+    fn routes(&self) -> Vec<(Ipv4Net, Ipv4Addr)> {
+        let network = self.network;
+        let everywhere = Destination::everywhere();
+        let leads_out = self.leads_out();
+        let named = network.routes.iter().filter(|(to, _)| *to != everywhere);
+        let mut routes: Vec<(Ipv4Net, Ipv4Addr)> =
+            named.map(|(to, via)| (to.prefix(), *via)).collect();
+        match network.gateway() {
+            Some(gateway) if leads_out => {
+                // Option 3 says as much to a client that needs no other route.
+                let said = routes.is_empty() && network.router == Some(gateway);
+                let default = (everywhere.prefix(), gateway);
+                routes.extend(Some(default).filter(|_| !said));
+            }
+            Some(gateway) if network.relayed => {
+                routes.push((Ipv4Net::from(self.link.server), gateway));
+            }
+            Some(_) | None => {}
+        }
+        routes
+    }
 }
 
 /// Options whose value follows from the exchange itself; the site's raw options may not replace them.
