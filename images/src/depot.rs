@@ -202,14 +202,20 @@ impl Depot {
             }
         }
         for digest in self.digests()? {
-            let path = self.path(&digest);
-            let mut file = File::open(&path).map_err(at("opening", &path))?;
-            let (found, _) = hash(&mut file, &mut io::sink()).map_err(at("reading", &path))?;
+            let found = self.content(&digest)?;
             if found != digest {
                 faults.push(Fault::Damaged { digest, found });
             }
         }
         Ok(faults)
+    }
+
+    /// Reads the file that a digest names: the digest of what is really in it.
+    pub fn content(&self, digest: &Digest) -> Result<Digest, DepotError> {
+        let path = self.path(digest);
+        let mut file = File::open(&path).map_err(at("opening", &path))?;
+        let (found, _) = hash(&mut file, &mut io::sink()).map_err(at("reading", &path))?;
+        Ok(found)
     }
 
     /// Removes files that neither a name nor `keep` needs, and whatever a crash left half done.
