@@ -24,6 +24,7 @@ use crate::http::words::{Problem, Reloaded};
 use crate::ledger::Ledger;
 use crate::link::Links;
 use crate::loaders::Tftp;
+use crate::preflight::{self, Scene, Verified};
 use crate::ra::QuietIpv6;
 use crate::simulate::Stand;
 use crate::status::{Health, RefusedSite, SiteFiles, Status, Surroundings};
@@ -66,6 +67,8 @@ pub struct Bastion {
     pub(crate) started: Timestamp,
     pub(crate) files: Mutex<SiteFiles>,
     pub(crate) reloads: tokio::sync::Mutex<()>,
+    /// What the last preflight read; held by one that runs.
+    pub(crate) preflights: tokio::sync::Mutex<Arc<Verified>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -118,6 +121,36 @@ impl Bastion {
             ports: self.settings.ports(),
             ca_pem: self.ca_pem.clone(),
         }
+    }
+
+    /// Checks what machines will meet. One at a time: two would hear each other.
+    ///
+    /// # Errors
+    /// Another one runs.
+    pub async fn preflight(&self, by: &str) -> Result<preflight::Report, Problem> {
+        let Ok(verified) = self.preflights.try_lock() else {
+            return Err(
+                Problem::new(StatusCode::CONFLICT, "another preflight is under way")
+                    .with_remedy("ask again in 15 seconds"),
+            );
+        };
+        tracing::info!(%by, "preflight");
+        let act = "preflight".into();
+        let by = by.to_owned();
+        let fact = Fact::Person {
+            act,
+            by,
+            detail: None,
+        };
+        self.ledger.note(None, None, fact);
+        let scene = Scene {
+            spec: Arc::clone(self.controller.snapshot().load().spec()),
+            links: self.links.borrow().clone(),
+            ports: self.settings.ports(),
+            state: self.options.state.clone(),
+            at: now(),
+        };
+        Ok(preflight::run(scene, Arc::clone(&verified), |_| ()).await)
     }
 
     /// Asks the servers which links they can't serve.

@@ -1,7 +1,7 @@
 //! The commands: what can be typed, and which room does it.
 //!
 //! `serve` is the daemon. `check`, `image`, `completions` and `man` work on files and need no daemon;
-//! `simulate` needs none when it is given a site. Everything else is one request over the control
+//! `simulate` needs none when it is given a site, and `preflight` does without one. Everything else is one request over the control
 //! socket. Tables for people go to standard output, `--json` prints one document with stable keys,
 //! and a failure goes to standard error: one cause per line, then what to do next.
 
@@ -13,6 +13,7 @@ use netboot::net::{Digest, NodeName};
 
 use crate::bastion::{Options, SITE, SOCKET, STATE};
 use crate::config::check;
+use crate::preflight;
 use crate::simulate::Question;
 
 /// Wakes bare metal in the right order: DHCP, TFTP, boot scripts and configs for machines that netboot.
@@ -41,6 +42,8 @@ pub enum Command {
     Events(EventsOptions),
     /// Show the exact answer a machine would get, and the rule that chose it
     Simulate(SimulateOptions),
+    /// Check what machines will meet before any boots: other DHCP servers, addresses, VLAN, DNS, NTP, disk
+    Preflight(PreflightOptions),
     /// Keep the boot artefacts: kernels, ramdisks, loaders
     #[command(subcommand)]
     Image(ImageCommand),
@@ -129,6 +132,25 @@ pub struct SimulateOptions {
     /// The state directory whose depot --site is judged with
     #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
     pub state: PathBuf,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+}
+
+/// What is checked, and what does not count.
+#[derive(Debug, Args)]
+pub struct PreflightOptions {
+    /// Check by these files from this process, as root, instead of asking the daemon
+    #[arg(long, value_name = "DIR")]
+    pub site: Option<PathBuf>,
+    /// The state directory, where this process checks by itself
+    #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Let a check fail without counting it; may be given again
+    #[arg(long, value_name = "CHECK", value_enum)]
+    pub skip: Vec<preflight::Id>,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

@@ -15,6 +15,7 @@ pub mod link;
 pub mod loaders;
 pub mod metrics;
 pub mod notify;
+pub mod preflight;
 pub mod ra;
 pub mod serve;
 pub mod simulate;

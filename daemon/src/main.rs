@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser};
 use daemon::cli::{CheckOptions, Cli, Command};
 use daemon::config::check;
 use daemon::failure::{Exit, Failure, print};
-use daemon::{client, image, serve};
+use daemon::{client, image, preflight, serve};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -44,6 +44,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Node(command) => client::node(command),
         Command::Events(options) => client::events(&options),
         Command::Simulate(options) => client::simulate(&options),
+        Command::Preflight(options) => preflight::preflight(&options),
         Command::Image(command) => image::run(command),
         Command::State(command) => client::state(command),
         Command::Version => print(&format!("reveille {}\n", env!("CARGO_PKG_VERSION"))),

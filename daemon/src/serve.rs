@@ -102,6 +102,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         started,
         files: Mutex::new(files),
         reloads: tokio::sync::Mutex::new(()),
+        preflights: tokio::sync::Mutex::default(),
         stop: stop.clone(),
     });
     let mut tasks = JoinSet::new();

@@ -19,12 +19,22 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 #[derive(Clone, Copy)]
 struct Control([u8; 64]);
 
-/// Opens a socket that sends whole Ethernet frames out of one link and receives nothing.
+/// Which frames of a link the kernel gives to a [`frame_socket`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frames {
+    /// None: it only sends.
+    None,
+    /// Every one, also those that this host sends.
+    All,
+}
+
+/// Opens a socket that sends whole Ethernet frames out of one link.
 ///
 /// # Errors
 /// What the kernel answered: without CAP_NET_RAW this is `EPERM`.
-pub fn frame_socket(link_index: u32) -> io::Result<OwnedFd> {
-    // Protocol 0 keeps the kernel from queueing a copy of every frame of the link to us.
+pub fn frame_socket(link_index: u32, heard: Frames) -> io::Result<OwnedFd> {
+    // Protocol 0 keeps the kernel from queueing a copy of every frame of every link to us; binding names the
+    // frames and the link at once.
     let fd = socket(
         AddressFamily::Packet,
         SockType::Raw,
@@ -35,6 +45,10 @@ pub fn frame_socket(link_index: u32) -> io::Result<OwnedFd> {
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_ifindex = i32::try_from(link_index).map_err(io::Error::other)?;
+    address.sll_protocol = match heard {
+        Frames::None => 0,
+        Frames::All => (libc::ETH_P_ALL as u16).to_be(),
+    };
     // SAFETY: the pointer and the length describe `address`, which outlives the call.
     let bound = unsafe {
         libc::bind(

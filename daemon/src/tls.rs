@@ -32,6 +32,15 @@ pub struct SiteCa {
     certificate: String,
 }
 
+/// When a certificate may be used, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// Not before.
+    pub from: i64,
+    /// Not after.
+    pub until: i64,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("{act} {path}: look at the state directory's owner and free space")]
@@ -44,6 +53,8 @@ pub enum TlsError {
         "reading the site's CA in {path}: restore it from a backup, or move it away and boot every machine that trusts it anew"
     )]
     Unreadable { path: String, source: rcgen::Error },
+    #[error("reading the dates of the site's CA: {0}")]
+    Dates(String),
     #[error("making a certificate")]
     Make(#[from] rcgen::Error),
     #[error("putting a certificate to use")]
@@ -96,6 +107,19 @@ impl SiteCa {
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.certificate
+    }
+
+    /// When the CA's certificate may be used, and with it every certificate that it signed.
+    pub fn validity(&self) -> Result<Validity, TlsError> {
+        let der = CertificateDer::from_pem_slice(self.certificate.as_bytes())
+            .map_err(|error| TlsError::Dates(error.to_string()))?;
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der)
+            .map_err(|error| TlsError::Dates(error.to_string()))?;
+        let validity = certificate.validity();
+        Ok(Validity {
+            from: validity.not_before.timestamp(),
+            until: validity.not_after.timestamp(),
+        })
     }
 
     /// A TLS server that is the bastion at this address.
@@ -195,6 +219,8 @@ mod tests {
         let again = SiteCa::open(directory.path()).expect("opened");
         assert_eq!(first.pem(), again.pem());
         assert!(!first.pem().contains("PRIVATE"));
+        let validity = first.validity().expect("dates");
+        assert_eq!((validity.from, validity.until / 31_556_952), (0, 79));
         let mode = fs::metadata(directory.path().join(FILE))
             .expect("there")
             .permissions()

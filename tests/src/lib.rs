@@ -11,6 +11,7 @@ pub mod lab;
 pub mod machine;
 pub mod netns;
 pub mod network;
+pub mod ntp;
 pub mod process;
 pub mod qemu;
 pub mod reference;

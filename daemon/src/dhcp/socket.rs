@@ -53,7 +53,7 @@ pub(super) fn open(link: &str, index: u32) -> anyhow::Result<Sockets> {
     steer(&discover).with_context(port_67)?;
     let boot_server = bind(link, 4011, BOOT_SERVER_QUEUE, None)
         .with_context(|| format!("opening UDP port 4011 on link {link}"))?;
-    let frames = match sys::frame_socket(index) {
+    let frames = match sys::frame_socket(index, sys::Frames::None) {
         Ok(frames) => Some(frames),
         Err(error) => {
             warn!(link, %error, "no raw socket, so machines without an address are answered by broadcast: grant CAP_NET_RAW");

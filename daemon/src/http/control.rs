@@ -35,6 +35,7 @@ use super::events;
 use super::words::{Consent, Exported, Problem, Reloaded};
 use crate::bastion::Bastion;
 use crate::controller::now;
+use crate::preflight::Report;
 use crate::simulate::{Question, Simulation, simulate};
 use crate::status::{NodeDetail, NodeStatus, Status, Why};
 
@@ -88,6 +89,7 @@ pub fn api(bastion: Arc<Bastion>) -> Router {
         .route("/api/v1/artifacts", get(artifacts))
         .route("/api/v1/events", get(events::events))
         .route("/api/v1/simulate", post(simulated))
+        .route("/api/v1/preflight", post(preflight))
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/state/accept", post(accept_state))
         .route("/api/v1/state/export", post(export_state))
@@ -404,6 +406,12 @@ async fn reinstall(
         }
     })
     .await
+}
+
+/// It changes nothing, and it sends: whoever may only look may not have the daemon speak.
+async fn preflight(by: Changer, State(bastion): Shared) -> Result<Json<Report>, Problem> {
+    let Changer(by) = by;
+    bastion.preflight(&by).await.map(Json)
 }
 
 async fn reload(by: Changer, State(bastion): Shared) -> Result<Json<Reloaded>, Problem> {

@@ -1,0 +1,353 @@
+//! The DNS servers that machines are told of: do they know the machines, and do they keep silent about the rest?
+//!
+//! Each server is asked itself, not the host's resolver: an answer from a hosts file or another server would prove
+//! nothing about what the machines will hear.
+//!
+//! The wildcard trap: a machine looks up `api.example.org` with `lab.example.org` in its search list, and a wildcard
+//! under that domain answers for `api.example.org.lab.example.org`. Clusters then reach some web server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
+use netboot::net::{Hostname, NetworkName};
+use netboot::spec::{Mode, Network, SiteSpec};
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{Check, Id, listed};
+use crate::tls;
+
+const PORT: u16 = 53;
+const ANSWER_TIME: Duration = Duration::from_millis(1500);
+const TRIES: usize = 2;
+/// RFC 6891, section 6.2.5: what passes everywhere in one piece, and more than these answers need.
+const ANSWER_BYTES_MAX: usize = 4096;
+/// Questions under way at once, to one server.
+const AT_ONCE: usize = 32;
+/// Machines asked for, of one network: two questions each.
+const MACHINES_MAX: usize = 1000;
+
+/// What a server is asked, for one network.
+#[derive(Debug)]
+pub(super) struct Server {
+    network: NetworkName,
+    address: Ipv4Addr,
+    /// By full name. Names without a domain can't be looked up and are left out.
+    machines: BTreeMap<Name, Ipv4Addr>,
+    unasked: usize,
+    /// The domain and the search list.
+    domains: BTreeSet<Name>,
+}
+
+/// What a server answered to one question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Answer {
+    /// These records, of the wanted type.
+    Records(Vec<RData>),
+    /// There is no such name, or none with such a record.
+    Nothing,
+    /// An error of the server's, in its word.
+    Refused(String),
+}
+
+/// What is known of one machine: its answers to address and name.
+#[derive(Debug)]
+struct Known {
+    name: Name,
+    wanted: Ipv4Addr,
+    forward: Result<Answer, String>,
+    backward: Result<Answer, String>,
+}
+
+/// Every server of every network that is served.
+pub(super) fn servers(spec: &SiteSpec) -> Vec<Server> {
+    let networks = spec.networks().filter(|network| network.mode != Mode::Off);
+    let servers = networks.flat_map(|network| {
+        let mut machines = machines_of(spec, network);
+        let unasked = machines.len().saturating_sub(MACHINES_MAX);
+        machines.truncate(MACHINES_MAX);
+        let machines: BTreeMap<Name, Ipv4Addr> = machines.into_iter().collect();
+        let domains = network.domain.iter().chain(&network.search);
+        let domains: BTreeSet<Name> = domains.filter_map(|domain| name_of(domain, None)).collect();
+        network.dns.iter().map(move |address| Server {
+            network: network.name.clone(),
+            address: *address,
+            machines: machines.clone(),
+            unasked,
+            domains: domains.clone(),
+        })
+    });
+    servers.collect()
+}
+
+fn machines_of(spec: &SiteSpec, network: &Network) -> Vec<(Name, Ipv4Addr)> {
+    let nodes = spec.nodes().filter_map(|node| {
+        let link = node.boot_link();
+        let here = link.network == network.name;
+        let name = name_of(&node.hostname, network.domain.as_ref())?;
+        here.then_some((name, link.address))
+    });
+    nodes.collect()
+}
+
+/// A full name: one without a dot is in the domain.
+fn name_of(host: &Hostname, domain: Option<&Hostname>) -> Option<Name> {
+    let full = match domain {
+        _ if host.as_str().contains('.') => format!("{host}."),
+        Some(domain) => format!("{host}.{domain}."),
+        None => format!("{host}."),
+    };
+    Name::from_ascii(full)
+        .ok()
+        .filter(|name| name.num_labels() > 1 || domain.is_some())
+}
+
+impl Server {
+    pub(super) fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Asks for every machine and for a name that nobody gave.
+    pub(super) async fn check(self) -> Vec<Check> {
+        let mut checks = Vec::new();
+        let wild = self.ask_wild().await;
+        if let Some(Err(why)) = wild.values().next() {
+            // It is asked nothing more: each question would wait as long.
+            return vec![self.judge_silent(why)];
+        }
+        checks.extend(self.judge_wild(&wild));
+        if !self.machines.is_empty() {
+            let known = self.ask_machines().await;
+            checks.push(self.judge_machines(&known));
+        }
+        checks
+    }
+
+    /// The answers for names that nobody can have given, by domain.
+    async fn ask_wild(&self) -> BTreeMap<Name, Result<Answer, String>> {
+        let random: [u8; 8] = tls::random();
+        let label = format!("reveille-{:016x}", u64::from_be_bytes(random));
+        let mut answers = BTreeMap::new();
+        // With no domain at all the question still shows whether anybody is there.
+        let root = BTreeSet::from([Name::root()]);
+        let domains = if self.domains.is_empty() {
+            &root
+        } else {
+            &self.domains
+        };
+        for domain in domains {
+            if let Ok(name) = domain.prepend_label(label.as_str()) {
+                let answer = ask(self.address, name, RecordType::A).await;
+                answers.insert(domain.clone(), answer);
+            }
+        }
+        answers
+    }
+
+    async fn ask_machines(&self) -> Vec<Known> {
+        let server = self.address;
+        let mut waiting = self.machines.clone().into_iter();
+        let (mut questions, mut known) = (JoinSet::new(), Vec::new());
+        loop {
+            while questions.len() < AT_ONCE {
+                let Some((name, wanted)) = waiting.next() else {
+                    break;
+                };
+                questions.spawn(async move {
+                    let backward = Name::from(IpAddr::V4(wanted));
+                    let (forward, backward) = tokio::join!(
+                        ask(server, name.clone(), RecordType::A),
+                        ask(server, backward, RecordType::PTR),
+                    );
+                    Known {
+                        name,
+                        wanted,
+                        forward,
+                        backward,
+                    }
+                });
+            }
+            let Some(answered) = questions.join_next().await else {
+                known.sort_by(|one: &Known, other| one.name.cmp(&other.name));
+                return known;
+            };
+            known.push(answered.expect("a question does not panic, and nobody aborts one"));
+        }
+    }
+
+    fn subject(&self) -> String {
+        format!("network {}, server {}", self.network, self.address)
+    }
+
+    fn judge_silent(&self, why: &str) -> Check {
+        Check::fail(
+            Id::DnsRecords,
+            self.subject(),
+            format!("does not answer: {why}"),
+            "start a DNS server there, let UDP 53 pass, or correct `dns` in site.yaml",
+        )
+    }
+
+    fn judge_wild(&self, answers: &BTreeMap<Name, Result<Answer, String>>) -> Option<Check> {
+        if self.domains.is_empty() {
+            return None;
+        }
+        let wild = answers.iter().filter_map(|(domain, answer)| match answer {
+            Ok(Answer::Records(records)) => {
+                let what = records.first().map_or(String::new(), ToString::to_string);
+                Some(format!("any name under {domain} is {what}"))
+            }
+            _ => None,
+        });
+        let wild: Vec<String> = wild.collect();
+        if wild.is_empty() {
+            let evidence = "names that nobody gave have no address";
+            return Some(Check::pass(Id::DnsWildcard, self.subject(), evidence));
+        }
+        Some(Check::fail(
+            Id::DnsWildcard,
+            self.subject(),
+            listed(wild),
+            "take the wildcard out of that domain (only *.apps of a cluster may have one), or take the domain out of \
+             `domain` and `search` in site.yaml",
+        ))
+    }
+
+    fn judge_machines(&self, known: &[Known]) -> Check {
+        let (mut wrong, mut missing) = (Vec::new(), Vec::new());
+        for machine in known {
+            let (faults, gaps) = judge_machine(machine);
+            wrong.extend(faults);
+            missing.extend(gaps);
+        }
+        if self.unasked > 0 {
+            missing.push(format!("{} machines were not asked for", self.unasked));
+        }
+        let (id, subject) = (Id::DnsRecords, self.subject());
+        if !wrong.is_empty() {
+            wrong.extend(missing);
+            let remedy = "correct the zone: one A record and one PTR record for each machine, as machines.yaml has it";
+            Check::fail(id, subject, listed(wrong), remedy)
+        } else if !missing.is_empty() {
+            let remedy = "add A and PTR records to the zone; without them the machines' names work on the bastion only";
+            Check::warn(id, subject, listed(missing), remedy)
+        } else {
+            let evidence = format!("{} names and addresses agree", known.len());
+            Check::pass(id, subject, evidence)
+        }
+    }
+}
+
+/// What is wrong and what is missing of one machine.
+fn judge_machine(machine: &Known) -> (Vec<String>, Vec<String>) {
+    let Known {
+        name,
+        wanted,
+        forward,
+        backward,
+    } = machine;
+    let (mut wrong, mut missing) = (Vec::new(), Vec::new());
+    match forward {
+        Ok(Answer::Records(records)) => {
+            let addresses = records.iter().filter_map(|record| {
+                let RData::A(address) = record else {
+                    return None;
+                };
+                Some(address.0)
+            });
+            let addresses: BTreeSet<Ipv4Addr> = addresses.collect();
+            if addresses != BTreeSet::from([*wanted]) {
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                wrong.push(format!(
+                    "{name} is {}, not {wanted}",
+                    addresses.join(" and ")
+                ));
+            }
+        }
+        Ok(Answer::Nothing) => missing.push(format!("{name} has no address")),
+        Ok(Answer::Refused(why)) | Err(why) => missing.push(format!("{name}: {why}")),
+    }
+    match backward {
+        Ok(Answer::Records(records)) => {
+            let names = records.iter().filter_map(|record| {
+                let RData::PTR(name) = record else {
+                    return None;
+                };
+                Some(name.0.clone())
+            });
+            let others = names.filter(|other| other != name);
+            let others: Vec<String> = others.map(|other| other.to_string()).collect();
+            if !others.is_empty() {
+                wrong.push(format!("{wanted} is {}, not {name}", others.join(" and ")));
+            }
+        }
+        Ok(Answer::Nothing) => missing.push(format!("{wanted} has no name")),
+        Ok(Answer::Refused(why)) | Err(why) => missing.push(format!("{wanted}: {why}")),
+    }
+    (wrong, missing)
+}
+
+/// Asks a server one question.
+async fn ask(server: Ipv4Addr, name: Name, kind: RecordType) -> Result<Answer, String> {
+    let mut last = None;
+    for _ in 0..TRIES {
+        match timeout(ANSWER_TIME, ask_once(server, &name, kind)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => last = Some(error.to_string()),
+            Err(_) => {}
+        }
+    }
+    Err(last.unwrap_or_else(|| format!("silent for {} s", ANSWER_TIME.as_secs() * 2)))
+}
+
+async fn ask_once(server: Ipv4Addr, name: &Name, kind: RecordType) -> io::Result<Answer> {
+    let id = u16::from_be_bytes(tls::random());
+    let mut question = Message::new(id, MessageType::Query, OpCode::Query);
+    question.metadata.recursion_desired = true;
+    question.add_query(Query::query(name.clone(), kind));
+    let question = question.to_vec().map_err(io::Error::other)?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    socket.connect((server, PORT)).await?;
+    socket.send(&question).await?;
+    let mut bytes = vec![0; ANSWER_BYTES_MAX];
+    loop {
+        let length = socket.recv(&mut bytes).await?;
+        let Ok(message) = Message::from_vec(&bytes[..length]) else {
+            continue;
+        };
+        let ours = message.metadata.id == id
+            && message
+                .queries
+                .first()
+                .is_some_and(|query| query.name() == name);
+        if ours {
+            return Ok(understand(&message, kind));
+        }
+    }
+}
+
+fn understand(message: &Message, kind: RecordType) -> Answer {
+    let code = message.metadata.response_code;
+    if code == ResponseCode::NXDomain {
+        return Answer::Nothing;
+    }
+    if code != ResponseCode::NoError {
+        return Answer::Refused(code.to_string());
+    }
+    let records = message.answers.iter();
+    // Aliases come along; the records they lead to are what was asked for.
+    let records: Vec<RData> = records
+        .filter(|record| record.record_type() == kind)
+        .map(|record| record.data.clone())
+        .collect();
+    if records.is_empty() {
+        Answer::Nothing
+    } else {
+        Answer::Records(records)
+    }
+}
