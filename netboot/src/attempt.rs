@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::loader::Client;
-use crate::net::{Digest, MacAddress, NodeName, Timestamp};
+use crate::net::{Digest, LinkName, MacAddress, NodeName, Timestamp};
 
 /// One line of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,13 +129,24 @@ pub enum Fact {
     },
     /// A person acted.
     Person {
-        /// `approve`, `reject`, `cordon`, `uncordon`, `reinstall` or `reload`.
+        /// `approve`, `reject`, `cordon`, `uncordon`, `reinstall`, `reload`, `host-apply` or `host-confirm`.
         act: Word,
         /// Who, as the control socket knew them.
         by: String,
         /// What else was said.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<String>,
+    },
+    /// The bastion's own network was changed.
+    Host {
+        /// `apply` and each `change` of it, `keep`, `roll-back`, `repair`, or `step-aside` where others undo
+        /// each repair.
+        act: Word,
+        /// The link, where it is about one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        link: Option<LinkName>,
+        /// What was done, or why.
+        detail: String,
     },
     /// Something about the bastion itself: start, stop, a link, the store, another DHCP server.
     Bastion {
@@ -258,6 +269,11 @@ impl fmt::Display for Fact {
                 write!(f, "{act} by {by}")?;
                 more(f, ": ", detail.as_deref())
             }
+            Self::Host {
+                act,
+                link: _,
+                detail,
+            } => write!(f, "host, {act}: {detail}"),
             Self::Bastion { room, what } => write!(f, "{room}: {what}"),
         }
     }

@@ -425,7 +425,7 @@ fn reach_of(fact: &Fact) -> Option<Reach> {
             Some(Reach::Nothing)
         }
         Fact::Script { .. } | Fact::Config { .. } | Fact::Report { .. } => Some(Reach::Beyond),
-        Fact::Person { .. } | Fact::Bastion { .. } => None,
+        Fact::Person { .. } | Fact::Host { .. } | Fact::Bastion { .. } => None,
     }
 }
 

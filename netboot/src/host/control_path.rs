@@ -71,7 +71,7 @@ pub fn judge(path: &ControlPath, ask: bool, signs: &Signs) -> Judgement {
     }
     let (found, mut missing) = path.compare(signs);
     if ask {
-        missing = vec!["`reveille host confirm`, which was asked for".to_owned()];
+        missing = vec!["a person's word, which was asked for".to_owned()];
     }
     if missing.is_empty() && found.is_empty() {
         let why = "no gateway answered before and no connection was told of, so none was lost";
