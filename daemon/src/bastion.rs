@@ -19,6 +19,8 @@ use crate::config::{self, Report, Settings};
 use crate::controller::{Controller, now};
 use crate::dhcp::{self, Dhcp};
 use crate::failure::FAULTS_SHOWN;
+use crate::host::keeper::Keeper;
+use crate::host::words::{Applied, Last, Plan, Wish};
 use crate::http::Http;
 use crate::http::words::{Problem, Reloaded};
 use crate::ledger::Ledger;
@@ -59,6 +61,7 @@ pub struct Bastion {
     pub ledger: Ledger,
     /// Where rooms say how they are.
     pub health: Health,
+    pub(crate) keeper: Keeper,
     pub(crate) servers: Servers,
     pub(crate) links: watch::Receiver<Arc<Links>>,
     pub(crate) ca_pem: String,
@@ -196,32 +199,95 @@ impl Bastion {
     }
 
     async fn load_again(&self, by: &str) -> Result<Reloaded, Problem> {
-        let loaded = load(&self.options).await;
-        let at = now();
-        let (settings, spec) = match loaded {
-            Ok(loaded) => loaded,
-            Err(report) => {
-                let faults: Vec<String> = report.faults.iter().map(ToString::to_string).collect();
-                tracing::error!(%by, "the site is not taken, the one in force stays: {report}");
-                self.files().refused = Some(RefusedSite {
-                    at,
-                    faults: faults.iter().take(FAULTS_SHOWN).cloned().collect(),
-                });
-                return Err(Problem {
-                    causes: faults,
-                    ..Problem::new(
-                        StatusCode::UNPROCESSABLE_ENTITY,
-                        "the site has faults and is not taken; the one in force stays",
-                    )
-                    .with_remedy("mend the files; `reveille check` judges them without the daemon")
-                });
-            }
+        let (settings, spec) = self.read_files(by).await?;
+        let host = Arc::clone(spec.host());
+        if host == *self.controller.snapshot().load().spec().host() {
+            return self.take(settings, spec, by).await;
+        }
+        // Two changes of the host at once could not be told apart.
+        self.keeper.must_be_free().await?;
+        let mut done = self.take(settings, spec, by).await?;
+        done.host = Some(match self.keeper.follow(host, by).await {
+            Ok(sentence) => sentence,
+            Err(refusal) => format!("left as they are: {refusal}"),
+        });
+        Ok(done)
+    }
+
+    /// What the site's files would change of the host's network now.
+    ///
+    /// # Errors
+    /// Faults of the files, or why the host can't be looked at.
+    pub(crate) async fn plan_host(&self) -> Result<Plan, Problem> {
+        let (_, spec) = load(&self.options)
+            .await
+            .map_err(|report| faulty(&report))?;
+        Ok(self.keeper.plan(Arc::clone(spec.host())).await?)
+    }
+
+    /// Takes the site's files as a reload does, and carries out what they want of the host's network.
+    ///
+    /// # Errors
+    /// Faults of the files, in which case the site in force stays, or why the host is left as it is.
+    pub(crate) async fn apply_host(&self, wish: Wish, by: &str) -> Result<Applied, Problem> {
+        let _one_at_a_time = self.reloads.lock().await;
+        let (settings, spec) = self.read_files(by).await?;
+        let host = Arc::clone(spec.host());
+        // What is refused is refused before the site is taken.
+        self.keeper.must_be_free().await?;
+        self.keeper.may_apply(Arc::clone(&host)).await?;
+        self.take(settings, spec, by).await?;
+        let applied = self.keeper.apply(host, wish, by).await?;
+        self.person("host-apply", by, Some(applied.sentence.clone()));
+        Ok(applied)
+    }
+
+    /// Keeps the change of the host's network that waits.
+    ///
+    /// # Errors
+    /// When none waits.
+    pub(crate) async fn confirm_host(&self, by: &str) -> Result<Last, Problem> {
+        let last = self.keeper.confirm(by).await?;
+        self.person("host-confirm", by, None);
+        Ok(last)
+    }
+
+    fn person(&self, act: &'static str, by: &str, detail: Option<String>) {
+        let fact = Fact::Person {
+            act: act.into(),
+            by: by.to_owned(),
+            detail,
         };
+        self.ledger.note(None, None, fact);
+    }
+
+    /// Reads the site's files; faults are told by the log and the status too.
+    async fn read_files(&self, by: &str) -> Result<(Settings, SiteSpec), Problem> {
+        load(&self.options).await.map_err(|report| {
+            tracing::error!(%by, "the site is not taken, the one in force stays: {report}");
+            let faults = report.faults.iter().take(FAULTS_SHOWN);
+            self.files().refused = Some(RefusedSite {
+                at: now(),
+                faults: faults.map(ToString::to_string).collect(),
+            });
+            faulty(&report)
+        })
+    }
+
+    /// Makes a site the one in force.
+    async fn take(
+        &self,
+        settings: Settings,
+        spec: SiteSpec,
+        by: &str,
+    ) -> Result<Reloaded, Problem> {
+        let at = now();
         let done = Reloaded {
             nodes: spec.node_count(),
             networks: spec.networks().count(),
             profiles: spec.profiles().count(),
             restart_needed: settings != self.settings,
+            host: None,
         };
         if done.restart_needed {
             let what = "site.yaml changed ports, the TFTP engine or the socket's groups; restart the daemon to use them";
@@ -238,12 +304,7 @@ impl Bastion {
             refused: None,
         };
         tracing::info!(%by, machines = done.nodes, "the site was loaded again");
-        let fact = Fact::Person {
-            act: "reload".into(),
-            by: by.to_owned(),
-            detail: None,
-        };
-        self.ledger.note(None, None, fact);
+        self.person("reload", by, None);
         Ok(done)
     }
 
@@ -271,6 +332,15 @@ impl Bastion {
                 None
             }
         }
+    }
+}
+
+fn faulty(report: &Report) -> Problem {
+    let what = "the site has faults and is not taken; the one in force stays";
+    Problem {
+        causes: report.faults.iter().map(ToString::to_string).collect(),
+        ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, what)
+            .with_remedy("mend the files; `reveille check` judges them without the daemon")
     }
 }
 

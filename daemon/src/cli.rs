@@ -13,6 +13,7 @@ use netboot::net::{Digest, NodeName};
 
 use crate::bastion::{Options, SITE, SOCKET, STATE};
 use crate::config::check;
+use crate::host::words::Wish;
 use crate::preflight;
 use crate::simulate::Question;
 
@@ -42,6 +43,9 @@ pub enum Command {
     Events(EventsOptions),
     /// Show the exact answer a machine would get, and the rule that chose it
     Simulate(SimulateOptions),
+    /// See and change the bastion's own links, addresses and routes
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Check what machines will meet before any boots: other DHCP servers, addresses, VLAN, DNS, NTP, disk
     Preflight(PreflightOptions),
     /// Keep the boot artefacts: kernels, ramdisks, loaders
@@ -194,6 +198,57 @@ pub enum NodeCommand {
     },
 }
 
+/// What can be done about the bastion's own network.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Show what the site's files would change of it; exit 2 when there is something
+    Plan(PlanOptions),
+    /// Load the site and carry that out; undone by itself unless proven or confirmed; exit 2 while it waits
+    Apply(ApplyOptions),
+    /// Keep the change that waits
+    Confirm(Socket),
+    /// Show the links, what differs from the site, and what became of the last change
+    Status {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+/// What is planned, and how it is told.
+#[derive(Debug, Args)]
+pub struct PlanOptions {
+    /// Plan these files on this host without the daemon, as root
+    #[arg(long, value_name = "DIR")]
+    pub site: Option<PathBuf>,
+    /// The state directory whose depot --site is judged with
+    #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+}
+
+/// How a change is kept.
+#[derive(Debug, Args)]
+pub struct ApplyOptions {
+    /// How long it waits to be proven or confirmed, 10s to 1h; the site's `host.confirm` otherwise
+    #[arg(long, value_name = "TIME", value_parser = parse_confirm)]
+    pub confirm_within: Option<u32>,
+    /// Keep it only when `host confirm` says so
+    #[arg(long)]
+    pub ask: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+}
+
 /// What can be done about the records of what was seen.
 #[derive(Debug, Subcommand)]
 pub enum StateCommand {
@@ -316,6 +371,15 @@ fn parse_seconds(text: &str) -> Result<u64, String> {
     };
     let count: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
     count.checked_mul(factor).ok_or_else(wrong)
+}
+
+fn parse_confirm(text: &str) -> Result<u32, String> {
+    let seconds = u32::try_from(parse_seconds(text)?).unwrap_or(u32::MAX);
+    if Wish::WITHIN.contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err("give it at least 10s and at most 1h".to_owned())
+    }
 }
 
 #[cfg(test)]

@@ -45,8 +45,11 @@ const NODES_SHOWN: usize = 40;
 /// [`Failure`] with the faults of a refused site.
 pub fn reload(socket: &Socket) -> Result<(), Failure> {
     let done: Reloaded = ask(socket, &Ask::post("/api/v1/reload", b""))?;
+    let host = done.host.map_or(String::new(), |how| {
+        format!("the bastion's own links: {how}\n")
+    });
     print(&format!(
-        "the site was loaded: {} machines, {} networks, {} profiles\n{}",
+        "the site was loaded: {} machines, {} networks, {} profiles\n{host}{}",
         done.nodes,
         done.networks,
         done.profiles,

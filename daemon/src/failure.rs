@@ -13,6 +13,8 @@ pub const FAULTS_SHOWN: usize = 20;
 pub enum Exit {
     /// Failed while running.
     Failed = 1,
+    /// Nothing failed, and changes are pending.
+    Changes = 2,
     /// Bad usage.
     Usage = 64,
     /// No daemon answers.

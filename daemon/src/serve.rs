@@ -25,6 +25,9 @@ use crate::config::Settings;
 use crate::controller::{Controller, NotWritten, now};
 use crate::dhcp::{self};
 use crate::failure::{Exit, Failure, faulty_site};
+use crate::host::Journal;
+use crate::host::keeper::Keeper;
+use crate::host::kernel::Failed;
 use crate::http::control;
 use crate::http::{self, web};
 use crate::ledger::Ledger;
@@ -75,13 +78,18 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
     let ca = SiteCa::open(&options.state).map_err(failed("opening the site's authority"))?;
     let depot = image::depot(&options.state).map_err(failed("opening the depot"))?;
     let health = Health::default();
+    let host = Arc::clone(spec.host());
     let (site, store) = remember(&options, spec).await?;
-    let links = link::start()
-        .await
-        .map_err(|error| Failure::of(Exit::Failed, "following the host's links", error.as_ref()))?;
     let (controller, controller_ended) = Controller::start(site, commits(store, health.clone()));
     let (ledger, entries) = Ledger::channel();
     let ledger_ended = ledger.start_writer(entries, &options.state);
+    let journal = Journal::new(&options.state);
+    let (keeper, keeping) = Keeper::start(journal, ledger.clone(), health.clone(), host)
+        .await
+        .map_err(cannot_look)?;
+    let links = link::start()
+        .await
+        .map_err(|error| Failure::of(Exit::Failed, "following the host's links", error.as_ref()))?;
 
     let ca_pem = ca.pem().to_owned();
     let servers = start_servers(&settings, depot, ca, &controller, &ledger, links.clone())?;
@@ -94,6 +102,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         controller,
         ledger,
         health,
+        keeper,
         servers,
         links,
         ca_pem,
@@ -106,6 +115,8 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         stop: stop.clone(),
     });
     let mut tasks = JoinSet::new();
+    let keeping = keeping.run(stop.clone());
+    tasks.spawn(named("the keeper of the host's network", keeping));
     let ended = match start_tasks(&mut tasks, &bastion, &stop).await {
         Ok(()) => {
             let sentence = bastion.status().sentence;
@@ -395,6 +406,11 @@ fn start_log() {
     };
     // A test that serves twice in one process has its log already.
     let _ = registry().with(output.with_filter(filter)).try_init();
+}
+
+fn cannot_look(failed: Failed) -> Failure {
+    let act = "looking at the host's network";
+    Failure::of(Exit::Failed, act, &failed).with_remedy(failed.remedy)
 }
 
 fn cannot_bind(socket: &std::path::Path, error: &std::io::Error) -> Failure {

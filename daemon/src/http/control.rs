@@ -35,6 +35,7 @@ use super::events;
 use super::words::{Consent, Exported, Problem, Reloaded};
 use crate::bastion::Bastion;
 use crate::controller::now;
+use crate::host::words::{Applied, HostReport, Last, Plan, Wish};
 use crate::preflight::Report;
 use crate::simulate::{Question, Simulation, simulate};
 use crate::status::{NodeDetail, NodeStatus, Status, Why};
@@ -91,6 +92,10 @@ pub fn api(bastion: Arc<Bastion>) -> Router {
         .route("/api/v1/simulate", post(simulated))
         .route("/api/v1/preflight", post(preflight))
         .route("/api/v1/reload", post(reload))
+        .route("/api/v1/host", get(host))
+        .route("/api/v1/host/plan", get(host_plan))
+        .route("/api/v1/host/apply", post(host_apply))
+        .route("/api/v1/host/confirm", post(host_confirm))
         .route("/api/v1/state/accept", post(accept_state))
         .route("/api/v1/state/export", post(export_state))
         .fallback(|| async {
@@ -416,6 +421,38 @@ async fn preflight(by: Changer, State(bastion): Shared) -> Result<Json<Report>, 
 
 async fn reload(by: Changer, State(bastion): Shared) -> Result<Json<Reloaded>, Problem> {
     bastion.reload(&by.0).await.map(Json)
+}
+
+async fn host(_: Reader, State(bastion): Shared) -> Result<Json<HostReport>, Problem> {
+    Ok(Json(bastion.keeper.report().await?))
+}
+
+async fn host_plan(_: Reader, State(bastion): Shared) -> Result<Json<Plan>, Problem> {
+    bastion.plan_host().await.map(Json)
+}
+
+async fn host_apply(
+    by: Changer,
+    State(bastion): Shared,
+    wish: Result<Json<Wish>, axum::extract::rejection::JsonRejection>,
+) -> Result<Json<Applied>, Problem> {
+    let bad = |what: String| {
+        Problem::new(StatusCode::BAD_REQUEST, what).with_remedy(
+            "send {\"within\": SECONDS, \"ask\": BOOL, \"session\": TEXT} as application/json, each of them optional",
+        )
+    };
+    let Json(wish) = wish.map_err(|refused| bad(refused.body_text()))?;
+    if wish
+        .within
+        .is_some_and(|seconds| !Wish::WITHIN.contains(&seconds))
+    {
+        return Err(bad("within is 10 to 3600 seconds".to_owned()));
+    }
+    bastion.apply_host(wish, &by.0).await.map(Json)
+}
+
+async fn host_confirm(by: Changer, State(bastion): Shared) -> Result<Json<Last>, Problem> {
+    bastion.confirm_host(&by.0).await.map(Json)
 }
 
 async fn accept_state(by: Changer, State(bastion): Shared) -> Result<Json<()>, Problem> {

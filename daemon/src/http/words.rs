@@ -52,6 +52,9 @@ pub struct Reloaded {
     pub profiles: usize,
     /// Something in `site.yaml` changed that only a restart puts in force.
     pub restart_needed: bool,
+    /// What became of the bastion's own links, where the site wants other ones than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 /// Where an export went, on the bastion.
