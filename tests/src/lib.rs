@@ -5,6 +5,7 @@ pub mod chance;
 pub mod client;
 pub mod debian;
 pub mod dhcp;
+pub mod hands;
 pub mod host;
 pub mod http;
 pub mod lab;

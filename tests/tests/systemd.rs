@@ -1,5 +1,6 @@
 //! The units and `make install`, judged by systemd's own tools. Nothing is started.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,68 @@ fn the_service_asks_for_what_its_sockets_need_and_no_more() {
     let families = value("RestrictAddressFamilies=");
     for family in ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"] {
         assert!(families.split(' ').any(|word| word == family), "{family}");
+    }
+}
+
+/// The system calls of a filter's names, sets (`@network-io`) taken apart.
+fn system_calls(names: &str) -> BTreeSet<String> {
+    let mut calls = BTreeSet::new();
+    let mut sets: Vec<String> = names.split_whitespace().map(str::to_owned).collect();
+    while let Some(name) = sets.pop() {
+        if !name.starts_with('@') {
+            calls.insert(name);
+            continue;
+        }
+        let listing = run(Command::new("systemd-analyze").args(["syscall-filter", &name]));
+        let lines = listing.lines().skip(1).map(str::trim);
+        sets.extend(
+            lines
+                .filter(|line| !line.starts_with('#'))
+                .map(str::to_owned),
+        );
+    }
+    calls
+}
+
+#[test]
+fn the_firewalls_program_makes_no_system_call_that_the_service_forbids() {
+    let unit = fs::read_to_string(repository().join("systemd/reveille.service")).expect("the unit");
+    let mut allowed = BTreeSet::new();
+    for filter in unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("SystemCallFilter="))
+    {
+        match filter.strip_prefix('~') {
+            Some(forbidden) => allowed = &allowed - &system_calls(forbidden),
+            None => allowed.extend(system_calls(filter)),
+        }
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let trace = directory.path().join("trace");
+    let rules = directory.path().join("rules.json");
+    let text = r#"{"nftables": [{"add": {"table": {"family": "inet", "name": "reveille"}}}]}"#;
+    fs::write(&rules, text).expect("a file");
+    for arguments in ["-j -f", "-j list ruleset"] {
+        let mut nft = Command::new("unshare");
+        nft.args(["--net", "strace", "-f", "-qq", "-o"]).arg(&trace);
+        nft.arg("nft").args(arguments.split(' '));
+        if arguments.ends_with("-f") {
+            nft.arg(&rules);
+        }
+        run(&mut nft);
+        let trace = fs::read_to_string(&trace).expect("a trace");
+        // "4711  openat(AT_FDCWD, ...": signals and ends have no parenthesis after one word.
+        let made: BTreeSet<String> = trace
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1)?.split_once('('))
+            .map(|(call, _)| call.to_owned())
+            .collect();
+        assert!(
+            made.contains("sendto") || made.contains("sendmsg"),
+            "{made:?}"
+        );
+        let forbidden: Vec<_> = made.difference(&allowed).collect();
+        assert!(forbidden.is_empty(), "nft {arguments}: {forbidden:?}");
     }
 }
 

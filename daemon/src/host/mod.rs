@@ -16,6 +16,7 @@ mod path;
 mod read;
 mod refusal;
 mod report;
+pub mod rivals;
 pub mod words;
 
 pub use journal::Journal;
