@@ -48,6 +48,8 @@ const OTHER_RECORD: &str = "--host-record=node-1.lab.example,10.107.0.99";
 struct Case {
     what: &'static str,
     mode: &'static str,
+    /// What site.yaml says besides.
+    links: &'static str,
     /// The state directory's file system.
     tmpfs: &'static str,
     /// What dnsmasq is told of names; `None` for no server.
@@ -64,6 +66,7 @@ struct Case {
 const GOOD: Case = Case {
     what: "nothing",
     mode: "reservation",
+    links: "",
     tmpfs: "size=2g",
     zone: Some(&[RECORD]),
     ahead: Some(0),
@@ -126,7 +129,8 @@ impl World {
         let mount = ["-t", "tmpfs", "-o", case.tmpfs, "tmpfs", place];
         self.lab.netns.output("mount", &mount);
         let write = |name: &str, text: &str| fs::write(site.join(name), text).expect("a site file");
-        write("site.yaml", &SITE.replace("MODE", case.mode));
+        let text = SITE.replace("MODE", case.mode) + case.links;
+        write("site.yaml", &text);
         write("machines.yaml", MACHINES);
         write("profiles/live.yaml", "kernel: vmlinuz\npurpose: live\n");
         let kernel = self.lab.path("vmlinuz");
@@ -329,6 +333,15 @@ fn cases() -> Vec<Case> {
             &["gateway fail"],
             "does not answer",
         ),
+        Case {
+            what: "a listed address that is not there",
+            links: "links: [{ name: eth1.107, addresses: [10.107.0.1/24, 10.109.0.1/24] }]
+host: { firewall: false }
+",
+            red: &["host-links warn"],
+            shown: "10.109.0.1/24",
+            ..GOOD
+        },
         Case {
             what: "a wrong record",
             zone: Some(&[OTHER_RECORD]),

@@ -7,6 +7,7 @@
 //!   Scene --> segment  frames on each link: rogue-dhcp, duplicate-address, vlan-carries-frames, gateway, path-mtu
 //!         |-> names    questions to DNS servers: dns-records, dns-wildcard
 //!         |-> clock    questions to NTP servers: ntp-offset
+//!         |-> host     the kernel's links, compared with the site's: host-links
 //!         |-> ports    the kernel's sockets: ports
 //!         `-> local    the bastion's disk: disk-space, artefacts, certificates
 //! ```
@@ -16,6 +17,7 @@
 
 mod clock;
 mod frames;
+mod host;
 mod local;
 mod names;
 mod path;
@@ -47,7 +49,7 @@ const HAND_TIME: Duration = Duration::from_secs(14);
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Id {
-    /// Each served link is there and has our address of its networks.
+    /// Each served link is there and has our address of its networks; what the site lists is so.
     HostLinks,
     /// The link has a carrier, and frames come in by it.
     VlanCarriesFrames,
@@ -223,6 +225,7 @@ pub async fn run(scene: Scene, verified: Arc<Verified>, told: impl Fn(&Check)) -
     }
     let here = || "this host".to_owned();
     let shared = || Arc::clone(&scene);
+    hands.spawn(bounded(Id::HostLinks, here(), host::check(shared())));
     hands.spawn(bounded(Id::Ports, here(), ports::check(shared())));
     hands.spawn(bounded(Id::DiskSpace, here(), local::disk(shared())));
     hands.spawn(bounded(

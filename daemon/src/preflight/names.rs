@@ -351,3 +351,94 @@ fn understand(message: &Message, kind: RecordType) -> Answer {
         Answer::Records(records)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome;
+    use super::*;
+    use hickory_proto::rr::rdata::{A, PTR};
+
+    const WANTED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).expect("a name")
+    }
+
+    fn addresses(last: &[u8]) -> Result<Answer, String> {
+        let record = |last: &u8| RData::A(A(Ipv4Addr::new(10, 0, 0, *last)));
+        Ok(Answer::Records(last.iter().map(record).collect()))
+    }
+
+    fn names(of: &[&str]) -> Result<Answer, String> {
+        let record = |of: &&str| RData::PTR(PTR(name(of)));
+        Ok(Answer::Records(of.iter().map(record).collect()))
+    }
+
+    fn server() -> Server {
+        Server {
+            network: "provisioning".parse().expect("a name"),
+            address: Ipv4Addr::LOCALHOST,
+            machines: BTreeMap::new(),
+            unasked: 0,
+            domains: BTreeSet::from([name("lab.example.")]),
+        }
+    }
+
+    fn judged(forward: Result<Answer, String>, backward: Result<Answer, String>) -> Outcome {
+        let known = Known {
+            name: name("node-1.lab.example."),
+            wanted: WANTED,
+            forward,
+            backward,
+        };
+        server().judge_machines(&[known]).result
+    }
+
+    #[test]
+    fn a_wrong_or_second_record_fails_and_a_missing_one_warns() {
+        let right = || names(&["Node-1.lab.example."]);
+        let nothing = || Ok(Answer::Nothing);
+        assert_eq!(judged(addresses(&[1]), right()), Outcome::Pass);
+        assert_eq!(judged(addresses(&[2]), right()), Outcome::Fail);
+        assert_eq!(judged(addresses(&[1, 2]), right()), Outcome::Fail);
+        assert_eq!(
+            judged(addresses(&[1]), names(&["other.lab.example."])),
+            Outcome::Fail
+        );
+        assert_eq!(judged(nothing(), right()), Outcome::Warn);
+        assert_eq!(judged(addresses(&[1]), nothing()), Outcome::Warn);
+        assert_eq!(judged(Err("silent".into()), nothing()), Outcome::Warn);
+        assert_eq!(
+            judged(nothing(), names(&["other.lab.example."])),
+            Outcome::Fail
+        );
+    }
+
+    #[test]
+    fn a_name_that_nobody_gave_has_no_address() {
+        let judged = |answer| {
+            let answers = BTreeMap::from([(name("lab.example."), answer)]);
+            server().judge_wild(&answers).map(|check| check.result)
+        };
+        assert_eq!(judged(Ok(Answer::Nothing)), Some(Outcome::Pass));
+        assert_eq!(
+            judged(Ok(Answer::Refused("Refused".into()))),
+            Some(Outcome::Pass)
+        );
+        assert_eq!(judged(addresses(&[9])), Some(Outcome::Fail));
+    }
+
+    #[test]
+    fn a_host_name_with_a_dot_is_whole_and_one_without_is_in_the_domain() {
+        let of = |host: &str, domain: Option<&str>| {
+            let host: Hostname = host.parse().expect("a host name");
+            let domain: Option<Hostname> = domain.map(|d| d.parse().expect("a domain"));
+            name_of(&host, domain.as_ref()).map(|name| name.to_string())
+        };
+        let full = Some("node-1.lab.example.".to_owned());
+        assert_eq!(of("node-1", Some("lab.example")), full);
+        assert_eq!(of("node-1.lab.example", Some("other.example")), full);
+        assert_eq!(of("node-1.lab.example", None), full);
+        assert_eq!(of("node-1", None), None, "nobody can look it up");
+    }
+}

@@ -9,21 +9,23 @@
 //!
 //! A DHCP server may look for three seconds whether an address is free before it offers it, hence the five.
 
+mod judge;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
-use netboot::host::HostSpec;
+use ipnet::{IpNet, Ipv4Net};
+use netboot::host::{HostSpec, LinkPolicy};
 use netboot::link::LinkKind;
 use netboot::net::{LinkName, MacAddress, NetworkName, NodeName};
 use netboot::spec::{Mode, Network};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::frames::{Ear, Heard, Offer, Stranger, read, who_has, who_has6};
-use super::{Check, Id, Scene, listed, path};
+use super::{Check, Id, Scene, path};
 use crate::link::Link;
 use crate::tls;
 
@@ -56,6 +58,10 @@ pub(super) struct Segment {
     /// As the kernel has it; `None` when it is not there.
     link: Option<Link>,
     vlan: Option<u16>,
+    /// The site lists it, and the daemon makes what it lists.
+    managed: bool,
+    /// Every address of this host: what is offered under one of them is offered by us.
+    ours: BTreeSet<Ipv4Addr>,
     /// Those served on it.
     networks: Vec<Arc<Network>>,
     reserved: BTreeMap<Ipv4Addr, Reserved>,
@@ -86,9 +92,19 @@ pub(super) fn segments(scene: &Scene) -> Vec<Segment> {
         let here = networks.entry(network.link.clone()).or_default();
         here.push(Arc::clone(network));
     }
-    for wanted in &host.links {
+    // A link without an address is a port or a parent, on which there is nothing to ask.
+    for wanted in host
+        .links
+        .iter()
+        .filter(|wanted| !wanted.link.addresses.is_empty())
+    {
         networks.entry(wanted.link.name.clone()).or_default();
     }
+    let ours: BTreeSet<Ipv4Addr> = scene
+        .links
+        .values()
+        .flat_map(|link| link.addresses.iter().map(Ipv4Net::addr))
+        .collect();
     let ours6 = addresses6();
     let mut segments: Vec<Segment> = networks
         .into_iter()
@@ -98,6 +114,8 @@ pub(super) fn segments(scene: &Scene) -> Vec<Segment> {
             let mine = |of: &&(u32, Ipv6Addr)| Some(of.0) == index;
             Segment {
                 vlan: vlan_of(host, &name),
+                managed: host.policy == LinkPolicy::Managed && host.link(&name).is_some(),
+                ours: ours.clone(),
                 gateways: gateways(host, &name),
                 ours6: ours6.iter().filter(mine).map(|of| of.1).collect(),
                 reserved: BTreeMap::new(),
@@ -218,57 +236,6 @@ impl Segment {
         checks
     }
 
-    /// Whether the link is there, is up and has our addresses: needs no frame.
-    fn judge_link(&self) -> Vec<Check> {
-        let subject = format!("link {}", self.name);
-        let Some(link) = &self.link else {
-            let remedy = match self.vlan.zip(self.name.as_str().rsplit_once('.')) {
-                Some((id, (parent, _))) => format!(
-                    "make it: ip link add link {parent} name {} type vlan id {id}",
-                    self.name
-                ),
-                None => "make it, or correct `link` in site.yaml; `ip link` shows what there is"
-                    .to_owned(),
-            };
-            let evidence = "there is no link of this name";
-            return vec![Check::fail(Id::HostLinks, subject, evidence, remedy)];
-        };
-        let mut checks = Vec::new();
-        let lacking: Vec<String> = self
-            .networks
-            .iter()
-            .filter(|network| ours_in(link, network).is_none())
-            .map(|network| network.subnet.to_string())
-            .collect();
-        checks.push(if lacking.is_empty() {
-            let addresses = link.addresses.iter().map(ToString::to_string);
-            Check::pass(
-                Id::HostLinks,
-                &*subject,
-                format!("has {}", listed(addresses)),
-            )
-        } else {
-            Check::fail(
-                Id::HostLinks,
-                &*subject,
-                format!("has no address in {}", listed(lacking)),
-                format!("give it one: ip addr add ADDRESS/PREFIX dev {}", self.name),
-            )
-        });
-        if !link.up {
-            checks.push(Check::fail(
-                Id::VlanCarriesFrames,
-                subject,
-                "is down or has no carrier",
-                format!(
-                    "ip link set {} up; then look at the cable and at the switch's port",
-                    self.name
-                ),
-            ));
-        }
-        checks
-    }
-
     /// Speaks and listens for [`LISTEN`].
     async fn listen(&self, ear: &Ear, link: &Link, voice: path::Voice) -> io::Result<Evidence> {
         let start = Instant::now();
@@ -325,7 +292,7 @@ impl Segment {
     /// The frames of one round of questions about addresses.
     fn probes(&self, link: &Link, mac: MacAddress) -> Vec<Vec<u8>> {
         let nowhere = Ipv4Addr::UNSPECIFIED;
-        let ours = link.addresses.iter().map(ipnet::Ipv4Net::addr);
+        let ours = link.addresses.iter().map(Ipv4Net::addr);
         let claimed = ours.chain(self.reserved.keys().copied());
         let probes = claimed.filter_map(|address| who_has(mac, nowhere, address));
         // Some routers answer nobody who has no address, and a station that has ours answers nobody who has it too.
@@ -344,7 +311,7 @@ impl Segment {
             let frames: Vec<Vec<u8>> = match gateway {
                 IpAddr::V4(gateway) => {
                     let near = link.addresses.iter().find(|net| net.contains(gateway));
-                    asked(near.map(ipnet::Ipv4Net::addr), *gateway).collect()
+                    asked(near.map(Ipv4Net::addr), *gateway).collect()
                 }
                 IpAddr::V6(gateway) => who_has6(mac, *gateway).into_iter().collect(),
             };
@@ -356,35 +323,6 @@ impl Segment {
             .chain(gateways)
             .chain(probes6)
             .collect()
-    }
-
-    fn judge(&self, link: &Link, evidence: &Evidence) -> Vec<Check> {
-        let mut checks = vec![
-            judge_traffic(&self.name, self.vlan, evidence),
-            judge_ours(&self.name, link, &self.ours6, evidence),
-        ];
-        let ours: Vec<Ipv4Addr> = link.addresses.iter().map(ipnet::Ipv4Net::addr).collect();
-        let mut gateways = self.gateways.clone();
-        for network in &self.networks {
-            checks.push(judge_offers(network, &ours, &evidence.offers));
-            checks.extend(judge_reserved(
-                network,
-                &self.reserved,
-                self.unasked,
-                evidence,
-            ));
-            gateways.extend(network.router.map(IpAddr::V4));
-        }
-        for gateway in gateways {
-            let is_ours = match gateway {
-                IpAddr::V4(gateway) => ours.contains(&gateway),
-                IpAddr::V6(gateway) => self.ours6.contains(&gateway),
-            };
-            if !is_ours {
-                checks.push(judge_gateway(&self.name, gateway, evidence));
-            }
-        }
-        checks
     }
 }
 
@@ -423,7 +361,7 @@ impl Evidence {
 
 /// Our address in a network that is served on a link.
 pub(super) fn ours_in(link: &Link, network: &Network) -> Option<Ipv4Addr> {
-    let ours = link.addresses.iter().map(ipnet::Ipv4Net::addr);
+    let ours = link.addresses.iter().map(Ipv4Net::addr);
     ours.into_iter()
         .find(|address| network.subnet.contains(*address))
 }
@@ -437,196 +375,4 @@ fn frames_of(link: &LinkName) -> Option<u64> {
         (name.trim() == link.as_str()).then_some(numbers)
     })?;
     numbers.split_whitespace().nth(1)?.parse().ok()
-}
-
-fn judge_traffic(link: &LinkName, vlan: Option<u16>, evidence: &Evidence) -> Check {
-    let (id, subject) = (Id::VlanCarriesFrames, format!("link {link}"));
-    let stations = evidence.stations.len() + evidence.stations6.len();
-    let frames = evidence.frames.unwrap_or(0);
-    if stations > 0 || frames > 0 || !evidence.offers.is_empty() {
-        let evidence = format!("{frames} frames came in within 5 s, {stations} addresses answered");
-        return Check::pass(id, subject, evidence);
-    }
-    let remedy = match vlan {
-        Some(vlan) => format!(
-            "the switch's port must carry VLAN {vlan} tagged, and allow it; with every machine off this is no fault"
-        ),
-        None => "the switch's port must carry the machines' VLAN untagged (an access port); with every machine off \
-                 this is no fault"
-            .to_owned(),
-    };
-    Check::warn(id, subject, "not one frame came in within 5 s", remedy)
-}
-
-fn judge_ours(name: &LinkName, link: &Link, ours6: &[Ipv6Addr], evidence: &Evidence) -> Check {
-    let (id, subject) = (Id::DuplicateAddress, format!("link {name}"));
-    let ours = link.addresses.iter().map(ipnet::Ipv4Net::addr);
-    let others = ours.filter_map(|address| {
-        let macs = evidence.stations.get(&address)?;
-        Some(format!("{address} is also used by {}", said(macs)))
-    });
-    let others6 = ours6.iter().filter_map(|address| {
-        let macs = evidence.stations6.get(address)?;
-        Some(format!("{address} is also used by {}", said(macs)))
-    });
-    let duplicates: Vec<String> = others.chain(others6).collect();
-    if duplicates.is_empty() {
-        let count = link.addresses.len() + ours6.len();
-        return Check::pass(
-            id,
-            subject,
-            format!("nobody else uses our {count} addresses"),
-        );
-    }
-    let remedy = "find the station by its MAC address in the switch's table and give it another address, or give \
-                  the bastion one";
-    Check::fail(id, subject, listed(duplicates), remedy)
-}
-
-fn judge_reserved(
-    network: &Network,
-    reserved: &BTreeMap<Ipv4Addr, Reserved>,
-    unasked: usize,
-    evidence: &Evidence,
-) -> Option<Check> {
-    let (id, subject) = (Id::DuplicateAddress, format!("network {}", network.name));
-    let here: Vec<_> = reserved
-        .iter()
-        .filter(|(_, reserved)| reserved.network == network.name)
-        .collect();
-    let mut strangers = BTreeMap::<MacAddress, usize>::new();
-    let mut duplicates = Vec::new();
-    for (address, reserved) in &here {
-        let Some(macs) = evidence.stations.get(address) else {
-            continue;
-        };
-        let others = macs.iter().filter(|mac| !reserved.macs.contains(mac));
-        let others: BTreeSet<MacAddress> = others.copied().collect();
-        if !others.is_empty() {
-            let node = &reserved.node;
-            duplicates.push(format!("{address} of {node} is used by {}", said(&others)));
-        }
-        for mac in others {
-            *strangers.entry(mac).or_default() += 1;
-        }
-    }
-    if let Some((mac, count)) = strangers.into_iter().max_by_key(|(_, count)| *count) {
-        let remedy = if count > 2 {
-            format!(
-                "{mac} answers for {count} addresses: turn off proxy ARP on that router (`ip proxy-arp`, \
-                 net.ipv4.conf.*.proxy_arp)"
-            )
-        } else {
-            "find the station by its MAC address in the switch's table and give it another address; if it is the \
-             machine itself, correct `mac` in machines.yaml"
-                .to_owned()
-        };
-        return Some(Check::fail(id, subject, listed(duplicates), remedy));
-    }
-    if unasked > 0 {
-        return Some(Check::warn(
-            id,
-            subject,
-            format!(
-                "of the link's reserved addresses {unasked} were not asked for, of {PROBES_MAX} nobody is used twice"
-            ),
-            "part the network: so many machines on one link are too many broadcasts",
-        ));
-    }
-    (!here.is_empty()).then(|| {
-        let answered = here
-            .iter()
-            .filter(|(address, _)| evidence.stations.contains_key(address))
-            .count();
-        let evidence = format!(
-            "{} reserved addresses: {answered} used by their machines, the others free",
-            here.len()
-        );
-        Check::pass(id, subject, evidence)
-    })
-}
-
-fn judge_offers(network: &Network, ours: &[Ipv4Addr], offers: &BTreeSet<Offer>) -> Check {
-    let (id, subject) = (Id::RogueDhcp, format!("network {}", network.name));
-    let others: Vec<&Offer> = offers
-        .iter()
-        .filter(|offer| !ours.contains(&offer.server))
-        .collect();
-    let said = listed(others.iter().map(|offer| {
-        let Offer {
-            mac,
-            server,
-            address,
-        } = offer;
-        if address.is_unspecified() {
-            format!("server {server} at {mac} offered something to boot")
-        } else {
-            format!("server {server} at {mac} offered {address}")
-        }
-    }));
-    let servers: BTreeSet<Ipv4Addr> = others
-        .iter()
-        .filter(|offer| !offer.address.is_unspecified())
-        .map(|offer| offer.server)
-        .collect();
-    let boots = others.iter().any(|offer| offer.address.is_unspecified());
-    match (network.mode, servers.len()) {
-        (Mode::Proxy, 0) => Check::fail(
-            id,
-            subject,
-            "no server gives addresses, and mode proxy needs one",
-            "start the DHCP server of this network, or let Reveille give the addresses: mode: reservation",
-        ),
-        (Mode::Proxy, _) if boots => Check::fail(
-            id,
-            subject,
-            said,
-            "stop the other server that says what to boot (next-server, proxyDHCP): machines obey either",
-        ),
-        (Mode::Proxy, 1) => Check::pass(id, subject, said),
-        (Mode::Proxy, _) => Check::warn(
-            id,
-            subject,
-            said,
-            "machines take the first offer: leave one server, unless the two share their leases",
-        ),
-        (Mode::Reservation | Mode::Pool | Mode::Off, 0) if !boots => {
-            Check::pass(id, subject, "nobody else answered a DISCOVER within 5 s")
-        }
-        (Mode::Reservation | Mode::Pool | Mode::Off, _) => Check::fail(
-            id,
-            subject,
-            said,
-            "find that server by its MAC address in the switch's table and stop it, turn on DHCP snooping, or \
-             serve beside it: mode: proxy",
-        ),
-    }
-}
-
-fn judge_gateway(link: &LinkName, gateway: IpAddr, evidence: &Evidence) -> Check {
-    let (id, subject) = (Id::Gateway, format!("router {gateway} on {link}"));
-    let macs = match gateway {
-        IpAddr::V4(gateway) => evidence.stations.get(&gateway),
-        IpAddr::V6(gateway) => evidence.stations6.get(&gateway),
-    };
-    match macs {
-        Some(macs) if macs.len() > 1 => Check::fail(
-            id,
-            subject,
-            format!("is claimed by {}", said(macs)),
-            "find both stations by their MAC addresses and leave one of them",
-        ),
-        Some(macs) => Check::pass(id, subject, format!("answers from {}", said(macs))),
-        None => Check::fail(
-            id,
-            subject,
-            "does not answer within 5 s",
-            "see that the router is on and has this address on this VLAN, or correct `router` in site.yaml",
-        ),
-    }
-}
-
-fn said(macs: &BTreeSet<MacAddress>) -> String {
-    let macs: Vec<String> = macs.iter().map(ToString::to_string).collect();
-    macs.join(" and ")
 }
