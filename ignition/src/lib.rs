@@ -9,18 +9,21 @@
 
 mod format;
 pub mod network;
+mod own;
 mod template;
 
 use std::net::Ipv4Addr;
 
 use netboot::node::{DiskRule, NodeLink, NodeSpec};
-use netboot::spec::{ConfigSource, Network, Profile};
+use netboot::spec::{ConfigSource, Network, Profile, SiteSpec};
 
 pub use template::{Fault, RENDERED_MAX};
 
 /// All that a template may speak of, but for its profile's `artifacts`.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
+    /// The site, for the other networks that the machine is on.
+    pub site: &'a SiteSpec,
     /// The machine; `None` for one that is not listed and boots a discovery profile.
     pub node: Option<&'a NodeSpec>,
     /// The link it boots from, where it is listed.
@@ -114,7 +117,7 @@ pub fn document(
         (ConfigSource::Ignition(source), Document::Ignition) => {
             let text = template::render("config.file", source, profile, subject)?;
             format::ignition::lint(&text)?;
-            text
+            own::ignition(text, subject)?
         }
         (ConfigSource::CloudInit { user_data, .. }, Document::UserData) => {
             let text = template::render("config.user_data", user_data, profile, subject)?;
@@ -130,6 +133,13 @@ pub fn document(
             profile,
             subject,
         )?,
+        (
+            ConfigSource::CloudInit {
+                network_config: None,
+                ..
+            },
+            Document::NetworkConfig,
+        ) => own::network_config(subject)?,
         (ConfigSource::CloudInit { network_config, .. }, Document::NetworkConfig) => {
             let text = optional(
                 "config.network_config",
@@ -143,7 +153,7 @@ pub fn document(
         (ConfigSource::Talos(source), Document::Talos) => {
             let text = template::render("config.file", source, profile, subject)?;
             format::talos::lint(&text)?;
-            text
+            own::talos(text, subject)?
         }
         _ => return Ok(None),
     };

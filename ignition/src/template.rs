@@ -6,7 +6,7 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value, context};
 
 use netboot::spec::Profile;
 
-use crate::Subject;
+use crate::{Subject, own};
 
 /// Bytes of one rendered document at the most.
 pub const RENDERED_MAX: usize = 4 << 20;
@@ -38,7 +38,7 @@ pub(crate) fn render(
         return Ok(source.to_owned());
     }
     let rendered = environment()
-        .render_str(source, values(profile, subject))
+        .render_str(source, values(field, source, profile, subject)?)
         .map_err(|error| fault(field, &error))?;
     if rendered.len() > RENDERED_MAX {
         let problem = format!("renders to {} bytes", rendered.len());
@@ -71,8 +71,15 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-fn values(profile: &Profile, subject: &Subject<'_>) -> Value {
+fn values(
+    field: &'static str,
+    source: &str,
+    profile: &Profile,
+    subject: &Subject<'_>,
+) -> Result<Value, Fault> {
+    let own = own::values(field, source, subject)?;
     let Subject {
+        site: _,
         node,
         link,
         network,
@@ -86,7 +93,7 @@ fn values(profile: &Profile, subject: &Subject<'_>) -> Value {
     let boot_mac = link.and_then(|link| link.macs.first());
     let variables = node.map(|node| &node.variables);
     let artifacts = profile.artifacts.iter();
-    context! {
+    Ok(context! {
         node => context! {
             name => node.map(|node| node.name.to_string()),
             serial => node.and_then(|node| node.serial.clone()),
@@ -113,7 +120,8 @@ fn values(profile: &Profile, subject: &Subject<'_>) -> Value {
         base_url => &urls.base,
         config_url => &urls.config,
         report_url => &urls.report,
-    }
+        ..own
+    })
 }
 
 fn fault(field: &'static str, error: &minijinja::Error) -> Fault {
@@ -137,8 +145,8 @@ fn fault(field: &'static str, error: &minijinja::Error) -> Fault {
         }
     }
     let remedy = if error.kind() == ErrorKind::UndefinedError {
-        "use node, hostname, address, mac, network, disk, variables.NAME, artifacts.NAME, base_url, config_url or \
-         report_url, and give the machine the variable or the profile the artefact"
+        "use node, hostname, address, mac, network, network_arguments, talos_network, talos_documents, disk, \
+         variables.NAME, artifacts.NAME, base_url, config_url or report_url, and give the machine the variable or the profile the artefact"
     } else {
         "mend the template; a literal {{ is written {{ '{{' }}"
     };
@@ -156,7 +164,7 @@ mod tests {
 
     use netboot::net::Digest;
     use netboot::node::{NodeLink, NodeSpec};
-    use netboot::spec::{Artifact, ConfigSource, Mode, Network, Purpose};
+    use netboot::spec::{Artifact, ConfigSource, Mode, Network, Purpose, SiteSpec};
 
     use super::*;
     use crate::sample_urls;
@@ -218,6 +226,7 @@ mod tests {
         };
         let urls = sample_urls([10, 107, 0, 1].into());
         let subject = Subject {
+            site: &SiteSpec::default(),
             node: Some(&node),
             link: Some(&link),
             network: &network,

@@ -61,7 +61,7 @@ fn every_seeded_fault_is_named_with_its_place_value_and_remedy() {
 }
 
 /// A site with two networks: `more` is of `site.yaml`, `machines` the list of `machines.yaml`.
-fn loaded(more: &str, machines: &str) -> SiteSpec {
+fn written(more: &str, machines: &str) -> tempfile::TempDir {
     const NETWORKS: &str = "site: lab\nhttp: { port: 8081 }\nnetworks:\n  \
         - { name: provisioning, link: eth1.107, subnet: 10.107.0.0/24 }\n  \
         - { name: storage, link: eth2, subnet: 10.200.0.0/16, mode: off }\n";
@@ -77,6 +77,11 @@ fn loaded(more: &str, machines: &str) -> SiteSpec {
         "profiles/live.yaml",
         "kernel: debian-13/vmlinuz\npurpose: live\n",
     );
+    site
+}
+
+fn loaded(more: &str, machines: &str) -> SiteSpec {
+    let site = written(more, machines);
     let loaded = load(site.path(), state(&ON_THE_SHELF).path());
     let (_, spec) = loaded.unwrap_or_else(|report| panic!("{report}"));
     spec
@@ -114,6 +119,24 @@ fn frames_of_vlans_and_bonds_bear_the_macs_of_the_cards_below() {
         names.collect::<Vec<_>>(),
         ["bond0.7", "eth0", "eth1", "bond0"]
     );
+}
+
+#[test]
+fn a_machines_tag_and_way_out_must_be_those_of_its_networks() {
+    let site = written(
+        "links:\n- { name: eth2, vlan: { parent: eth1, id: 8 }, addresses: [10.200.0.1/16] }\n",
+        "[{ name: node-1, profile: live, links: [\
+            { name: lan0, mac: 52:54:00:aa:00:01, address: 10.107.0.11 },\
+            { name: lan0.7, vlan: { parent: lan0, id: 7 }, address: 10.200.0.11, default_route: true }] }]",
+    );
+    let (code, text) = checked(site.path(), state(&ON_THE_SHELF).path(), &[]);
+    assert_eq!(code, Some(78), "{text}");
+    for fault in [
+        "id 7 is not the VLAN of network storage: the bastion's eth2 has 8",
+        "default_route true is asked of network storage, which has no router",
+    ] {
+        assert!(text.contains(fault), "{text}");
+    }
 }
 
 #[test]

@@ -28,6 +28,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use netboot::link::{Link, LinkKind};
+use netboot::net::{LinkName, VlanId};
 use netboot::node::NodeSpec;
 use netboot::spec::{Item, Mode, NODES_MAX, SiteParts, SiteSpec, SpecFault};
 
@@ -245,6 +247,15 @@ impl Places<'_> {
     }
 }
 
+/// What templates and formats may stumble over in a link: its name, and what makes it.
+fn shape(link: &Link) -> (&LinkName, Option<VlanId>) {
+    let id = match link.kind {
+        LinkKind::Vlan { id, .. } => Some(id),
+        LinkKind::Card { .. } | LinkKind::Bridge { .. } | LinkKind::Bond { .. } => None,
+    };
+    (&link.name, id)
+}
+
 /// Renders each profile for one machine of each kind that its templates could tell apart by more than values.
 fn rehearse(spec: &SiteSpec, profiles: &Profiles, faults: &Faults) {
     let mut kinds = BTreeMap::new();
@@ -252,7 +263,7 @@ fn rehearse(spec: &SiteSpec, profiles: &Profiles, faults: &Faults) {
         let kind = (
             &node.profile,
             &node.boot_link().network,
-            node.system.is_empty(),
+            node.system.iter().map(shape).collect::<Vec<_>>(),
             node.variables.keys().collect::<Vec<_>>(),
             (node.uuid.is_some(), node.serial.is_some()),
             node.disk.as_ref().map(|disk| disk.device().is_some()),
@@ -273,6 +284,7 @@ fn rehearse(spec: &SiteSpec, profiles: &Profiles, faults: &Faults) {
         let node = machine.map(|(node, _)| node);
         let server = network.subnet.network();
         let subject = ignition::Subject {
+            site: spec,
             node,
             link: machine.map(|(_, link)| link),
             network,

@@ -213,6 +213,7 @@ impl Server {
             .ok_or(Refusal::Broken)?;
         let urls = self.urls(origin, token);
         let subject = Subject {
+            site: site.spec(),
             node: Some(&release.node),
             link,
             network,
@@ -458,6 +459,7 @@ impl Words<'_> {
         let node = boot.node.map(Arc::as_ref);
         let generation = node.map_or(0, |node| self.site.record(&node.name).generation);
         Subject {
+            site: self.site.spec(),
             node,
             link: node.and_then(|node| {
                 let here = node.link_on(self.mac, &self.network.name);
