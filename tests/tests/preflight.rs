@@ -9,13 +9,14 @@
 //! pings, dnsmasq as DHCP, TFTP and DNS server.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::Output;
+use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tests::bastion::reveille;
 use tests::lab::{Lab, until};
 use tests::netns::Netns;
@@ -488,35 +489,68 @@ fn a_failure_that_is_skipped_by_name_is_shown_and_does_not_count() {
     assert_eq!(unknown.status.code(), Some(64));
 }
 
-/// The daemon has the ports, hears every DISCOVER and offers nothing to a stranger.
+/// As its unit starts it: a user of its own, three capabilities and no more. It has the ports, offers nothing to a
+/// stranger, and may not see whose a process is.
 #[test]
-fn the_daemon_checks_itself_and_lets_nobody_ask_who_may_only_look() {
-    let world = World::with(GOOD);
+fn the_daemon_checks_with_the_rights_of_its_unit_for_one_who_may_change_at_a_time() {
+    let world = World::with(Case {
+        tmpfs: "size=2g,uid=65534",
+        ..GOOD
+    });
     let [site, state] = world.site_and_state();
+    let owned = state.to_str().expect("paths are text");
+    world.lab.netns.output("chown", &["-R", "65534", owned]);
+    fs::set_permissions(world.lab.scratch.path(), fs::Permissions::from_mode(0o777))
+        .expect("a directory for the socket");
     let socket = world.lab.path("control.sock");
-    let mut serve = process::command(reveille());
+    let mut serve = process::command("setpriv");
+    let rights = "-all,+net_admin,+net_raw,+net_bind_service";
+    serve.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    serve.args(["--inh-caps", rights, "--ambient-caps", rights]);
+    serve.args(["--bounding-set", rights, "--no-new-privs", "--", reveille()]);
     serve.arg("serve").arg("--site").arg(site);
     serve.arg("--state").arg(state).arg("--socket").arg(&socket);
-    let daemon = world
-        .lab
-        .netns
-        .start(&world.lab.timeline, "reveille", serve);
+    let netns = &world.lab.netns;
+    let daemon = netns.start(&world.lab.timeline, "reveille", serve);
     daemon.wait_for("serving DHCP", LIMIT);
     until("the daemon to answer", LIMIT, || {
         UnixStream::connect(&socket).is_ok()
     });
-    let asked = |user: &str| {
+    let ask = |user: &str| {
         let mut command = process::command("setpriv");
         command.args(["--reuid", user, "--clear-groups", "--"]);
         command.args([reveille(), "preflight", "--json", "--socket"]);
         command.arg(&socket);
-        world
-            .lab
-            .netns
-            .run(move || command.output().expect("the command runs"))
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        netns.run(move || command.spawn().expect("the command runs"))
     };
-    let (found, text) = not_passed(&asked("0"));
+    let end = |child: Child| child.wait_with_output().expect("the command ends");
+
+    let first = ask("0");
+    daemon.wait_for("preflight", LIMIT);
+    let second = end(ask("0"));
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert!(said.contains("another preflight is under way"), "{said}");
+    let (found, text) = not_passed(&end(first));
     assert_eq!(found, [""; 0], "{text}");
     assert!(text.contains("ours on eth1.107"), "{text}");
-    assert_eq!(asked("65534").status.code(), Some(77));
+
+    assert_eq!(end(ask("65533")).status.code(), Some(77));
+
+    // A program that shares UDP 67 with the daemon: each gets some of the packets.
+    let _rival = netns.run(|| {
+        let rival = Socket::new(Domain::IPV4, Type::DGRAM, None).expect("a socket");
+        rival.set_reuse_address(true).expect("an option");
+        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 67));
+        rival.bind(&everywhere.into()).expect("a shared port");
+        rival
+    });
+    let (found, text) = not_passed(&end(ask("0")));
+    assert_eq!(found, ["ports fail"], "{text}");
+    assert!(
+        text.contains("a process of user root has it on eth1.107"),
+        "{text}"
+    );
+    assert!(text.contains("ss -lunp sport = :67"), "{text}");
 }
