@@ -2,6 +2,7 @@
 //! never stored.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use netboot::host::{HostState, LinkPolicy, PresentKind};
 use netboot::link::LinkKind;
@@ -9,7 +10,8 @@ use netboot::net::LinkName;
 
 use crate::host::keeper::{Keeping, Stance};
 use crate::host::refusal::Refusal;
-use crate::host::words::{HostReport, LinkRow, Obstructed, Plan};
+use crate::host::rivals::rivals;
+use crate::host::words::{HostReport, LinkRow, Obstructed, Plan, Rivalry};
 
 impl Keeping {
     /// Everything there is to say.
@@ -36,7 +38,14 @@ impl Keeping {
             last: self.last.clone(),
             plan,
             links: names.iter().map(|name| row(name, &present)).collect(),
-            rivals: Vec::new(),
+            rivals: match self.spec.policy {
+                LinkPolicy::Managed => rivals(Path::new("/"), &names, &present),
+                // Others make the links, as the site says.
+                LinkPolicy::Unmanaged => Vec::new(),
+            }
+            .into_iter()
+            .map(Rivalry::from)
+            .collect(),
         })
     }
 

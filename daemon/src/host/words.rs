@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::moment;
 use crate::host::kernel::Failed;
+use crate::host::rivals::Rival;
 
 /// What differs from the site's files, and so what an apply would do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -193,6 +194,21 @@ impl Plan {
     pub fn refused(&self) -> impl Iterator<Item = &Obstructed> {
         let refused = |obstacle: &&Obstructed| obstacle.kind == Obstructed::REFUSED;
         self.obstacles.iter().filter(refused)
+    }
+}
+
+impl From<Rival> for Rivalry {
+    fn from(rival: Rival) -> Self {
+        let Rival {
+            program,
+            links,
+            remedy,
+        } = rival;
+        Self {
+            program: program.to_owned(),
+            links,
+            remedy,
+        }
     }
 }
 
