@@ -54,17 +54,23 @@ pub fn proven(netns: &Netns, operation: &Operation) -> HostState {
         let Some(real) = after.links.get(name) else {
             continue;
         };
-        // The kernel's choices: the number of a new link and its MAC; a bridge's MAC and MTU, which follow its ports
-        // until somebody sets them.
+        // The kernel's choices: the number of a new link and its MAC; a bridge's MTU, which follows its ports until
+        // somebody sets it; the MTU from before it joined, which a freed port gets back from its bond; and the MACs
+        // that bridges, bonds and their ports take from each other.
         let is_new = !before.links.contains_key(name);
         let is_bridge = matches!(link.kind, PresentKind::Known(LinkKind::Bridge { .. }));
         if is_new && link.index == 0 {
             link.index = real.index;
         }
-        if is_new && link.mac.is_none() || is_bridge && !is_new {
+        if !is_new || link.mac.is_none() {
             link.mac = real.mac;
         }
-        if is_bridge && operation.link() != Some(name) {
+        let is_freed = link.master.is_none()
+            && before
+                .links
+                .get(name)
+                .is_some_and(|link| link.master.is_some());
+        if is_freed || is_bridge && operation.link() != Some(name) {
             link.mtu = real.mtu;
         }
     }

@@ -1,13 +1,22 @@
 //! The hands on the host's network against the real kernel: what is read is what `ip` and `nft` say, and what is
-//! carried out is what the pure model foretold.
+//! carried out is what the pure model foretold. VLANs and bonds are tried in a virtual machine where this kernel has none.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use netboot::host::{LinkState, Operation, Owned, PresentKind, ReversePath, Ruleset};
-use netboot::link::{LinkKind, MAIN_TABLE, Route, Rule};
+use netboot::link::{BondMode, LinkKind, MAIN_TABLE, Route, Rule};
+use netboot::net::VlanId;
+use tests::bastion::copy_tree;
 use tests::hands::{
     a_route, add_link, address, bridge, carry_out, down, free, host, join, link, name, net,
     no_address, no_route, proven, read, route, up,
 };
+use tests::host::{Gateway, Host, OUTSIDE};
+use tests::lab::Lab;
 use tests::netns::Netns;
+use tests::switch::Switch;
 
 fn nets(link: &LinkState) -> Vec<(String, bool)> {
     let addresses = link.addresses.iter();
@@ -274,6 +283,109 @@ fn the_model_foretells_forwarding_reverse_paths_and_the_firewall() {
         },
         Operation::SetRuleset { ruleset: None },
         Operation::SetRuleset { ruleset: None },
+    ] {
+        proven(&netns, &operation);
+    }
+}
+
+/// Set where the kernel is one that has everything.
+const IN_LAB: &str = "REVEILLE_HOST_KERNEL";
+
+/// Runs one test of this file in a virtual machine, whose kernel has VLANs and bonds.
+fn in_the_lab(test: &str) {
+    assert!(
+        std::env::var_os(IN_LAB).is_none(),
+        "the lab's kernel has VLANs"
+    );
+    let lab = Lab::empty();
+    let overlay = lab.path("overlay");
+    copy_tree(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/bastion"),
+        &overlay,
+    );
+    let program = overlay.join("usr/local/bin/host_kernel");
+    fs::create_dir_all(program.parent().expect("a parent")).expect("directories");
+    let mut strip = Command::new("strip");
+    strip
+        .arg("-o")
+        .arg(&program)
+        .arg(std::env::current_exe().expect("this program"));
+    assert!(strip.status().expect("strip runs").success());
+    let switch = Switch::start(&lab);
+    let outside = Gateway::outside(&lab, &switch);
+    let host = Host::boot(&lab, &switch, &overlay);
+    let mut shell = host.shell(&outside, OUTSIDE);
+    shell.must(&format!(
+        "{IN_LAB}=1 host_kernel --exact {test} --nocapture"
+    ));
+}
+
+#[test]
+fn the_model_foretells_vlans_and_bonds() {
+    let netns = host();
+    let probe = "link add link eth1 name probe type vlan id 1".split(' ');
+    if netns.try_output("ip", &probe.collect::<Vec<_>>()).is_err() {
+        return in_the_lab("the_model_foretells_vlans_and_bonds");
+    }
+    netns.ip("link delete probe");
+    let vlan = |parent: &str, id| LinkKind::Vlan {
+        parent: name(parent),
+        id: VlanId::new(id).expect("an id"),
+    };
+    let mtu = |link: &str, mtu| Operation::SetMtu {
+        link: name(link),
+        mtu,
+    };
+    let bond = |mode| LinkKind::Bond {
+        mode,
+        ports: Vec::new(),
+        monitor_millis: 100,
+    };
+    for operation in [
+        add_link("eth1.107", vlan("eth1", 107)),
+        add_link("tagged", vlan("eth1", 108)),
+        add_link("again", vlan("eth1", 107)),
+        up("eth1.107"),
+        up("eth1"),
+        address("eth1.107", "10.107.0.1/24"),
+        address("eth1.107", "fd00:107::1/64"),
+        route(
+            "eth1.107",
+            a_route("10.200.0.0/16", Some("10.107.0.254"), None, 0, 1107),
+        ),
+        mtu("eth1.107", 1600),
+        mtu("eth1", 1400),
+        mtu("eth1.107", 1300),
+        mtu("eth1", 1500),
+        down("tagged"),
+        down("eth1"),
+        up("eth1"),
+        add_link("br0", bridge(false)),
+        join("eth1.107", "br0"),
+        free("eth1.107"),
+        add_link("br0.5", vlan("br0", 5)),
+        Operation::RemoveLink { link: name("br0") },
+        Operation::RemoveLink {
+            link: name("eth1.107"),
+        },
+        add_link("bond0", bond(BondMode::ActiveBackup)),
+        add_link("bond1", bond(BondMode::Lacp)),
+        up("eth2"),
+        join("eth2", "bond0"),
+        down("eth2"),
+        join("eth2", "bond0"),
+        up("bond0"),
+        mtu("bond0", 1400),
+        address("bond0", "10.108.0.1/24"),
+        add_link("bond0.7", vlan("bond0", 7)),
+        free("eth2"),
+        join("eth2", "bond1"),
+        Operation::RemoveLink {
+            link: name("bond0"),
+        },
+        Operation::RemoveLink {
+            link: name("bond1"),
+        },
     ] {
         proven(&netns, &operation);
     }
