@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use crate::host::HostSpec;
+use crate::host::{HostSpec, host_faults};
 use crate::link::LinkKind;
 use crate::net::{NetworkName, nearest};
 use crate::node::{NodeLink, NodeSpec, uuid_is_sound};
@@ -19,7 +19,8 @@ impl SiteSpec {
     ///
     /// # Errors
     /// All faults at once: names, MACs, UUIDs or addresses used twice; an address outside its subnet, inside
-    /// a lending range, or equal to a gateway; networks that overlap or share a link; unknown names.
+    /// a lending range, or equal to a gateway; networks that overlap or share a link; unknown names; links of the bastion
+    /// that stand in each other's way.
     pub fn new(parts: SiteParts) -> Result<Self, Vec<SpecFault>> {
         let faults = faults(&parts);
         if !faults.is_empty() {
@@ -74,6 +75,7 @@ fn faults(parts: &SiteParts) -> Vec<SpecFault> {
         ));
     }
     network_faults(&parts.networks, &mut found);
+    host_faults(parts, &mut found);
     uniqueness_faults(parts, &mut found);
     for (index, node) in parts.nodes.iter().enumerate() {
         node_faults(Item::Node(index), node, &networks, parts, &mut found);
@@ -111,7 +113,7 @@ fn faults(parts: &SiteParts) -> Vec<SpecFault> {
     found
 }
 
-fn fault(
+pub(crate) fn fault(
     item: Item,
     field: &'static str,
     value: &impl ToString,

@@ -13,6 +13,7 @@
 
 mod control_path;
 mod diff;
+mod faults;
 mod firewall;
 mod model;
 mod operation;
@@ -22,6 +23,7 @@ mod target;
 
 pub use control_path::{ControlPath, Judgement, Session, SessionSign, Signs, judge};
 pub use diff::{diff, restore};
+pub(crate) use faults::host_faults;
 pub use firewall::ruleset;
 pub use model::Inapplicable;
 pub use operation::Operation;

@@ -165,7 +165,7 @@ pub struct Rule {
 /// What a host with two gateways needs so that each side is answered by the way it came: in a table of
 /// the link's own, the way to the link's network and to everywhere else, and a rule for each address.
 ///
-/// A gateway outside every address' network has no way to it and is left out; `faults.rs` refuses such a link.
+/// A gateway outside every address' network gets its route and nothing more; `host/faults.rs` refuses it.
 #[must_use]
 pub fn policy_routing(
     addresses: &[IpNet],
@@ -178,7 +178,7 @@ pub fn policy_routing(
             .iter()
             .filter(|net| net.contains(gateway))
             .peekable();
-        let Some(first) = near.peek() else { continue };
+        let first = near.peek().copied().copied();
         let everywhere = match gateway {
             IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
             IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
@@ -186,11 +186,11 @@ pub fn policy_routing(
         let route = |to, via| Route {
             to,
             via,
-            source: Some(first.addr()),
+            source: first.map(|first| first.addr()),
             metric: 0,
             table,
         };
-        routes.push(route(first.trunc(), None));
+        routes.extend(first.map(|first| route(first.trunc(), None)));
         routes.push(route(everywhere, Some(*gateway)));
         rules.extend(near.map(|net| Rule {
             priority: RULE_PRIORITY,

@@ -290,6 +290,12 @@ impl Subnet {
         self.0.contains(&other.0.network()) || other.0.contains(&self.0.network())
     }
 
+    /// As the routing code takes it.
+    #[must_use]
+    pub fn net(self) -> ipnet::Ipv4Net {
+        self.0
+    }
+
     /// The base address.
     #[must_use]
     pub fn network(self) -> Ipv4Addr {
