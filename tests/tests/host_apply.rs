@@ -8,8 +8,11 @@
 //! ```
 
 use std::fs;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -42,7 +45,8 @@ fn whole() -> String {
 fn cut() -> String {
     let more = "  - name: br108\n    bridge: { ports: [eth1] }\n    addresses: [10.108.0.1/24]\n";
     let rest = format!("{LINKS}{PUBLIC}").replace("[eth1]", "[spare]");
-    rest.replace("1450", "1400") + more
+    let firewall = "host:\n  masquerade: [{ network: provisioning, out: public }]\n";
+    rest.replace("1450", "1400") + more + firewall
 }
 
 /// A bastion between an outside with a gateway, and machines.
@@ -117,8 +121,21 @@ fn picture(netns: &Netns) -> Picture {
         .iter()
         .map(|words| (*words, netns.ip(&format!("-j {words}"))))
         .collect();
-    picture.push(("nft", netns.output("nft", &["-j", "list", "ruleset"])));
+    // The kernel numbers a table anew each time it is put in place; all else must be the same.
+    let ruleset = netns.output("nft", &["-j", "list", "ruleset"]);
+    let mut ruleset: Value = serde_json::from_str(&ruleset).expect("nft speaks JSON");
+    without_handles(&mut ruleset);
+    picture.push(("nft", ruleset.to_string()));
     picture
+}
+
+fn without_handles(value: &mut Value) {
+    if let Value::Array(items) = value {
+        items.iter_mut().for_each(without_handles);
+    } else if let Value::Object(members) = value {
+        members.remove("handle");
+        members.values_mut().for_each(without_handles);
+    }
 }
 
 /// A picture with what differs, for people.
@@ -329,6 +346,66 @@ fn a_change_is_kept_by_a_proof_or_by_a_person() {
 }
 
 #[test]
+fn the_connection_that_an_apply_is_typed_over_must_bring_a_sign_of_life() {
+    let scene = Scene::new();
+    let mut bastion = scene.bastion(&whole());
+    bastion.start();
+    // What a login over SSH is to the kernel: a connection from outside that carries what the command prints.
+    let bound = || TcpListener::bind("203.0.114.5:2222").unwrap();
+    let listener = scene.lab.netns.run(bound);
+    let reach = || TcpStream::connect("203.0.114.5:2222").unwrap();
+    let mut administrator = scene.outside.run(reach);
+    let (here, from) = listener.accept().unwrap();
+    let session = format!("{} {} 203.0.114.5 2222", from.ip(), from.port());
+    let apply = |mtu: &str, output: Stdio| {
+        write(&bastion.site, &whole().replace("1450", mtu));
+        let mut command = process::command(reveille());
+        command.args(["host", "apply", "--socket"]);
+        command.arg(&bastion.socket).stdout(output);
+        command.env("SSH_CONNECTION", &session);
+        let status = scene.lab.netns.run(move || command.status().unwrap());
+        status.code()
+    };
+    // It stands all the time, but nothing comes through it.
+    assert_eq!(apply("1400", Stdio::null()), Some(2));
+    let (_, status, _) = operator(&bastion, &scene.lab, &["host", "status"]);
+    let missing = format!("waits for the connection {session}, which acknowledged nothing since");
+    assert!(status.contains(&missing), "{status}");
+    bastion.client(&["host", "confirm"]);
+
+    assert_eq!(apply("1300", Stdio::from(OwnedFd::from(here))), Some(0));
+    let mut said = String::new();
+    administrator.read_to_string(&mut said).unwrap();
+    assert!(
+        said.contains("done        set the MTU of br107 to 1300"),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!("the connection {session} lives")),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_failed_at_the_start_is_tried_again_without_a_person() {
+    let scene = Scene::new();
+    let netns = &scene.lab.netns;
+    netns.sysctl("ipv6/conf/foreign0/disable_ipv6", "1");
+    let before = scene.picture();
+    let mut bastion = scene.bastion(&format!(
+        "{LINKS}  - name: foreign0\n    addresses: ['fd00:9::1/64']\n"
+    ));
+    bastion.start();
+    same(&before, &scene.picture());
+    let status = bastion.client(&["status", "--json"]);
+    assert!(status.contains("a change was undone"), "{status}");
+    netns.sysctl("ipv6/conf/foreign0/disable_ipv6", "0");
+    until("the next try", Duration::from_secs(15), || {
+        netns.ip("-br addr").contains("10.107.0.1/24")
+    });
+}
+
+#[test]
 fn an_operation_that_fails_ends_the_change_and_the_report_has_all_three_parts() {
     let scene = Scene::new();
     let mut bastion = scene.bastion(LINKS);
@@ -474,7 +551,9 @@ fn links_that_others_make_are_only_looked_at() {
         code == 1 && why.contains("unmanaged") && why.contains("try: "),
         "{why}"
     );
-    let status = bastion.client(&["status", "--json"]);
-    assert!(status.contains("differ from the site"), "{status}");
+    until("the status to say so", Duration::from_secs(2), || {
+        let status = bastion.client(&["status", "--json"]);
+        status.contains("differ from the site")
+    });
     same(&before, &scene.picture());
 }

@@ -27,6 +27,10 @@ use crate::host::words::{Applied, Done, Last, Obstructed, Outcome, Step, Wish};
 const LOOK: Duration = Duration::from_millis(500);
 /// How often undoing begins anew when the kernel refuses a part of it, or others interfere.
 const UNDO_TRIES: usize = 3;
+/// After a change that nobody asked for by hand failed for the first time.
+const AGAIN: Duration = Duration::from_secs(10);
+/// The same after many failures.
+const AGAIN_MAX: Duration = Duration::from_secs(300);
 
 /// A change that is carried out and not yet kept.
 pub(crate) struct Pending {
@@ -53,6 +57,8 @@ impl Pending {
 pub(crate) struct Held {
     /// Why.
     pub(crate) why: String,
+    /// When it is tried again without being told.
+    pub(crate) again: Option<Instant>,
 }
 
 impl Keeping {
@@ -77,8 +83,8 @@ impl Keeping {
         }
         let operations = host::diff(&present, &target.state);
         if operations.is_empty() {
-            self.forget();
-            self.stance = Stance::Keeping;
+            self.forget().await;
+            (self.stance, self.failures) = (Stance::Keeping, 0);
             return Ok(Applied {
                 outcome: Outcome::Nothing,
                 sentence: "nothing to do: the host's network is as the site wants it".to_owned(),
@@ -97,7 +103,7 @@ impl Keeping {
             before: present,
             operations,
         };
-        self.journal.write(&Page::Pending(entry.clone()))?;
+        self.journal.write(Page::Pending(entry.clone())).await?;
         let applied = self.change(entry, path, seconds, wish.ask).await;
         Ok(Applied {
             obstacles,
@@ -112,18 +118,7 @@ impl Keeping {
         let count = counted(steps.len());
         self.note("apply", None, format!("{count} by {}", entry.why));
         if let Some(failed) = failed {
-            let cause = failed.cause.as_deref().unwrap_or_default();
-            let why = cause.to_owned();
-            let remedy = failed.remedy.clone();
-            let undone = self.undo(entry, why).await;
-            // It cost nobody anything: the next start may try again.
-            if whole(&undone) {
-                self.forget();
-            }
-            let remedy = remedy.map_or(String::new(), |remedy| format!("; try: {remedy}"));
-            if let Stance::Held(held) = &mut self.stance {
-                held.why += &remedy;
-            }
+            let undone = self.give_up(entry, failed.clone()).await;
             return self.applied(Outcome::Failed, steps, undone);
         }
         path.changed().await;
@@ -146,6 +141,30 @@ impl Keeping {
             .as_ref()
             .map_or(Outcome::Waiting, |last| last.outcome);
         self.applied(outcome, steps, Vec::new())
+    }
+
+    /// Undoes a change of which one operation failed. It cost nobody anything, so it may be tried again: by the next
+    /// start, and sooner where no person will look at the report.
+    async fn give_up(&mut self, entry: Entry, failed: Step) -> Vec<Step> {
+        let by_itself = entry.is_by_itself();
+        let undone = self.undo(entry, failed.cause.unwrap_or_default()).await;
+        if !whole(&undone) {
+            return undone;
+        }
+        self.forget().await;
+        if let Stance::Held(held) = &mut self.stance {
+            if let Some(remedy) = failed.remedy {
+                held.why += &format!("; try: {remedy}");
+            }
+            if by_itself {
+                let pause = AGAIN
+                    .saturating_mul(1 << self.failures.min(8))
+                    .min(AGAIN_MAX);
+                self.failures += 1;
+                held.again = Some(Instant::now() + pause);
+            }
+        }
+        undone
     }
 
     fn applied(&self, outcome: Outcome, steps: Vec<Step>, undone: Vec<Step>) -> Applied {
@@ -203,7 +222,7 @@ impl Keeping {
         pending.next = Instant::now() + LOOK;
         match judgement {
             Judgement::Keep(why) => {
-                self.keep(why);
+                self.keep(why).await;
             }
             Judgement::RollBack(why) => {
                 let entry = pending.entry.clone();
@@ -218,9 +237,9 @@ impl Keeping {
     }
 
     /// A person says that it is good.
-    pub(crate) fn confirm(&mut self, by: &str) -> Result<Last, Refusal> {
+    pub(crate) async fn confirm(&mut self, by: &str) -> Result<Last, Refusal> {
         if let Stance::Pending(_) = &self.stance {
-            return Ok(self.keep(format!("confirmed by {by}")));
+            return Ok(self.keep(format!("confirmed by {by}")).await);
         }
         let last = self.last.as_ref();
         let last = last.map_or("there was none since the start".to_owned(), |last| {
@@ -229,11 +248,11 @@ impl Keeping {
         Err(Refusal::NothingWaits(last))
     }
 
-    fn keep(&mut self, why: String) -> Last {
+    async fn keep(&mut self, why: String) -> Last {
         tracing::info!("the change of the host's network is kept: {why}");
         self.note("keep", None, why.clone());
-        self.stance = Stance::Keeping;
-        self.forget();
+        (self.stance, self.failures) = (Stance::Keeping, 0);
+        self.forget().await;
         self.decide(Outcome::Kept, why)
     }
 
@@ -243,14 +262,16 @@ impl Keeping {
         let undone = self.roll_back(&entry).await;
         self.note("roll-back", None, why.clone());
         self.decide(Outcome::RolledBack, why.clone());
-        let mut held = Held { why };
+        let mut held = Held { why, again: None };
         if whole(&undone) {
             let page = Page::Held(Entry {
                 at: now(),
                 why: held.why.clone(),
+                // Whoever goes back to it later goes back to what was ours, and to nothing else.
+                operations: Vec::new(),
                 ..entry
             });
-            if let Err(error) = self.journal.write(&page) {
+            if let Err(error) = self.journal.write(page).await {
                 // The next start finds the change pending, has nothing to undo, and holds.
                 tracing::error!(%error, "that the change was undone is not on disk");
             }
@@ -292,8 +313,8 @@ impl Keeping {
     }
 
     /// Nothing is pending and nothing held.
-    pub(crate) fn forget(&mut self) {
-        if let Err(error) = self.journal.clear() {
+    pub(crate) async fn forget(&self) {
+        if let Err(error) = self.journal.clear().await {
             tracing::error!(%error, "a restart would undo what was kept");
         }
     }

@@ -43,6 +43,18 @@ pub(crate) struct Entry {
     pub(crate) operations: Vec<Operation>,
 }
 
+/// What the start calls itself.
+pub(crate) const START: &str = "the start of the daemon";
+/// What a parent that came late calls itself.
+pub(crate) const ARRIVAL: &str = "what the site waited for";
+
+impl Entry {
+    /// Nobody asked for it by hand.
+    pub(crate) fn is_by_itself(&self) -> bool {
+        [START, ARRIVAL].contains(&self.why.as_str())
+    }
+}
+
 /// Tells one site's wishes for the host from another's. An upgrade that words them differently only
 /// means that held ones are tried once more.
 pub(crate) fn fingerprint(spec: &HostSpec) -> Digest {
@@ -106,7 +118,18 @@ impl Journal {
     }
 
     /// Replaces what it says; on disk when this returns.
-    pub(crate) fn write(&self, page: &Page) -> Result<(), JournalError> {
+    pub(crate) async fn write(&self, page: Page) -> Result<(), JournalError> {
+        let journal = self.clone();
+        beside(move || journal.replace(&page)).await
+    }
+
+    /// Forgets; gone from the disk when this returns.
+    pub(crate) async fn clear(&self) -> Result<(), JournalError> {
+        let journal = self.clone();
+        beside(move || journal.remove()).await
+    }
+
+    fn replace(&self, page: &Page) -> Result<(), JournalError> {
         let draft = self.path().with_extension("draft");
         let text = serde_json::to_vec(page).expect("our own shapes are always JSON");
         let written = File::create(&draft)
@@ -123,8 +146,7 @@ impl Journal {
         })
     }
 
-    /// Forgets; gone from the disk when this returns.
-    pub(crate) fn clear(&self) -> Result<(), JournalError> {
+    fn remove(&self) -> Result<(), JournalError> {
         let removed = match fs::remove_file(self.path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => Err(error),
@@ -144,6 +166,15 @@ impl Journal {
     fn sync(&self) -> io::Result<()> {
         File::open(&self.directory)?.sync_all()
     }
+}
+
+/// On a thread that may wait for the disk.
+async fn beside(
+    work: impl FnOnce() -> Result<(), JournalError> + Send + 'static,
+) -> Result<(), JournalError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .expect("writing the journal does not panic, and nobody aborts it")
 }
 
 #[cfg(test)]
@@ -166,11 +197,11 @@ mod tests {
         let journal = Journal::new(directory.path());
         assert_eq!(journal.read().unwrap(), None);
         for page in [Page::Pending(entry()), Page::Held(entry())] {
-            journal.write(&page).unwrap();
+            journal.replace(&page).unwrap();
             assert_eq!(journal.read().unwrap(), Some(page));
         }
-        journal.clear().unwrap();
-        journal.clear().unwrap();
+        journal.remove().unwrap();
+        journal.remove().unwrap();
         assert_eq!(journal.read().unwrap(), None);
     }
 

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::host::Changes;
 use crate::host::apply::{Held, Pending, whole};
 use crate::host::fights::{Fights, Turn};
-use crate::host::journal::{Entry, Journal, Page, fingerprint};
+use crate::host::journal::{ARRIVAL, Entry, Journal, Page, START, fingerprint};
 use crate::host::kernel::{Failed, Kernel};
 use crate::host::refusal::Refusal;
 use crate::host::words::{Applied, HostReport, Last, Plan, Wish};
@@ -37,10 +37,6 @@ const QUEUE_MAX: usize = 16;
 const AGAIN: Duration = Duration::from_secs(5);
 /// Between two looks, whatever happens.
 const LOOK_MIN: Duration = Duration::from_millis(100);
-/// What the start calls itself in the journal.
-pub(crate) const START: &str = "the start of the daemon";
-/// What a parent that came late calls itself there.
-const ARRIVAL: &str = "what the site waited for";
 
 /// Where wishes for the host are brought. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -89,6 +85,8 @@ impl Keeper {
             last: None,
             obstacles: Vec::new(),
             differs: 0,
+            failures: 0,
+            missed: false,
             fights: Fights::default(),
             trouble: None,
             inbox,
@@ -198,6 +196,10 @@ pub struct Keeping {
     pub(crate) obstacles: Vec<Obstacle>,
     /// Operations that would make it so, where others are to do that.
     pub(crate) differs: usize,
+    /// Changes that failed since the last one that did not.
+    pub(crate) failures: u32,
+    /// Something changed while a change was not kept yet.
+    missed: bool,
     fights: Fights,
     /// What repairs failed at, or who undoes them.
     pub(crate) trouble: Option<Trouble>,
@@ -227,6 +229,11 @@ impl Keeping {
     /// Never; the shape is that of the daemon's tasks.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
         loop {
+            if self.missed && matches!(self.stance, Stance::Keeping) {
+                self.missed = false;
+                self.look().await;
+            }
+            self.tell();
             let wake = tokio::time::Instant::from_std(self.wake(Instant::now()));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -237,7 +244,8 @@ impl Keeping {
                 () = self.changes.next() => self.look().await,
                 () = tokio::time::sleep_until(wake) => match self.stance {
                     Stance::Pending(_) => self.judge().await,
-                    Stance::Keeping | Stance::Held(_) => self.look().await,
+                    Stance::Keeping => self.look().await,
+                    Stance::Held(_) => self.try_again().await,
                 },
             }
         }
@@ -253,7 +261,7 @@ impl Keeping {
                 let trouble = self.trouble.as_ref().map(|trouble| trouble.until);
                 [self.fights.next(now), trouble].into_iter().flatten().min()
             }
-            Stance::Held(_) => None,
+            Stance::Held(held) => held.again,
         };
         next.unwrap_or(now + LONG)
     }
@@ -277,13 +285,12 @@ impl Keeping {
                 let _ = answer.send(self.must_not_wait());
             }
             Command::Confirm(by, answer) => {
-                let _ = answer.send(self.confirm(&by));
+                let _ = answer.send(self.confirm(&by).await);
             }
             Command::Report(answer) => {
                 let _ = answer.send(self.report().await);
             }
         }
-        self.tell();
     }
 
     /// The start: what the journal says comes first.
@@ -294,23 +301,42 @@ impl Keeping {
             Ok(Some(Page::Held(entry))) if entry.wanted == fingerprint(&self.spec) => {
                 // After a reboot nothing of what was before is there.
                 self.roll_back(&entry).await;
-                self.stance = Stance::Held(Held { why: entry.why });
+                self.hold(entry.why);
             }
-            Ok(Some(Page::Held(_))) => self.forget(),
+            Ok(Some(Page::Held(_))) => self.forget().await,
             Err(error) => {
                 tracing::error!(%error, "the host's network is left as it is");
-                let why = format!("what it was before is not known: {error}");
-                self.stance = Stance::Held(Held { why });
+                self.hold(format!("what it was before is not known: {error}"));
             }
         }
         if matches!(self.stance, Stance::Keeping) {
-            let spec = Arc::clone(&self.spec);
-            // The rest of the daemon serves what there is.
-            if let Err(refusal) = self.follow(spec, START).await {
-                tracing::error!("the host's network is left as it is: {refusal}");
-            }
+            self.make(START).await;
         }
         self.tell();
+    }
+
+    fn hold(&mut self, why: String) {
+        self.stance = Stance::Held(Held { why, again: None });
+    }
+
+    /// What failed may have healed.
+    async fn try_again(&mut self) {
+        if let Stance::Held(held) = &mut self.stance
+            && held
+                .again
+                .take()
+                .is_some_and(|again| again <= Instant::now())
+        {
+            self.make(START).await;
+        }
+    }
+
+    /// Makes what the site wants without being told. The rest of the daemon serves what there is.
+    async fn make(&mut self, by: &str) {
+        let spec = Arc::clone(&self.spec);
+        if let Err(refusal) = self.follow(spec, by).await {
+            tracing::error!("the host's network is left as it is: {refusal}");
+        }
     }
 
     async fn follow(&mut self, spec: Arc<HostSpec>, by: &str) -> Result<String, Refusal> {
@@ -319,14 +345,13 @@ impl Keeping {
             return Ok(applied.sentence);
         }
         self.must_not_wait()?;
-        self.forget();
-        (self.spec, self.stance) = (spec, Stance::Keeping);
-        self.look().await;
-        Ok(self.sentence().1)
+        self.forget().await;
+        (self.spec, self.stance, self.missed) = (spec, Stance::Keeping, true);
+        Ok("others make them; `reveille host status` compares".to_owned())
     }
 
     async fn undo_of_the_dead(&mut self, entry: Entry) {
-        let by_itself = entry.why == START || entry.why == ARRIVAL;
+        let by_itself = entry.is_by_itself();
         let same_site = entry.wanted == fingerprint(&self.spec);
         let why = format!(
             "the daemon ended before the change by {} was proven",
@@ -335,13 +360,14 @@ impl Keeping {
         let undone = self.undo(entry, why).await;
         if whole(&undone) && (by_itself || !same_site) {
             // Nobody sits and waits for it, and a bastion without its links helps nobody: once more, and proven.
-            self.forget();
+            self.forget().await;
             self.stance = Stance::Keeping;
         }
     }
 
     /// Looks whether something differs, and mends what may be mended.
     async fn look(&mut self) {
+        self.missed |= matches!(self.stance, Stance::Pending(_));
         if !matches!(self.stance, Stance::Keeping) || self.idle() {
             return;
         }
@@ -352,7 +378,6 @@ impl Keeping {
         if let Some(trouble) = &mut self.trouble {
             trouble.until = trouble.until.max(Instant::now() + LOOK_MIN);
         }
-        self.tell();
     }
 
     /// Nothing is wanted, so nothing can be missing.
@@ -365,24 +390,20 @@ impl Keeping {
     async fn mend(&mut self, present: &HostState) {
         let target = host::target(&self.spec, present);
         let operations = host::diff(present, &target.state);
-        let settled = target.obstacles == self.obstacles;
-        if self.spec.policy == LinkPolicy::Unmanaged {
+        let unmanaged = self.spec.policy == LinkPolicy::Unmanaged;
+        if unmanaged {
             self.differs = operations.len();
         }
-        if operations.is_empty() || self.spec.policy == LinkPolicy::Unmanaged {
-            self.obstacles = target.obstacles;
+        let settled = target.obstacles == self.obstacles;
+        let refused = target.is_refused();
+        self.obstacles = target.obstacles;
+        if operations.is_empty() || unmanaged || refused {
             self.trouble = None;
-            return;
+        } else if settled {
+            self.repair(&operations).await;
+        } else {
+            self.make(ARRIVAL).await;
         }
-        if !settled || target.is_refused() {
-            self.obstacles = target.obstacles;
-            let spec = Arc::clone(&self.spec);
-            if let Err(refusal) = self.apply(spec, &Wish::default(), ARRIVAL).await {
-                tracing::warn!("the host's network is left as it is: {refusal}");
-            }
-            return;
-        }
-        self.repair(&operations).await;
     }
 
     /// Brings back what was there before, in its order; what is fought over is left to the other side for a while.
