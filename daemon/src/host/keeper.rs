@@ -12,6 +12,7 @@
 //! cost the control path must not come back with the next restart.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use crate::host::fights::{Fights, Turn};
 use crate::host::journal::{ARRIVAL, Entry, Journal, Page, START, fingerprint};
 use crate::host::kernel::{Failed, Kernel};
 use crate::host::refusal::Refusal;
+use crate::host::rivals::{Rival, rivals};
 use crate::host::words::{Applied, HostReport, Last, Plan, Wish};
 use crate::ledger::Ledger;
 use crate::status::Health;
@@ -400,7 +402,7 @@ impl Keeping {
         if operations.is_empty() || unmanaged || refused {
             self.trouble = None;
         } else if settled {
-            self.repair(&operations).await;
+            self.repair(&operations, present).await;
         } else {
             self.make(ARRIVAL).await;
         }
@@ -409,7 +411,7 @@ impl Keeping {
     /// Brings back what was there before, in its order; what is fought over is left to the other side for a while.
     ///
     /// The first operation on a link speaks for all of them: what hangs on it was lost with it.
-    async fn repair(&mut self, operations: &[Operation]) {
+    async fn repair(&mut self, operations: &[Operation], present: &HostState) {
         let mut turns = BTreeMap::new();
         let (mut aside, mut left) = (Vec::new(), false);
         for operation in operations {
@@ -440,18 +442,28 @@ impl Keeping {
             }
         }
         match aside.split_first() {
-            Some(((operation, until), _)) => self.step_aside(operation, *until),
+            Some(((operation, until), _)) => self.step_aside(operation, *until, present),
             None if left => {}
             None => self.trouble = None,
         }
     }
 
-    fn step_aside(&mut self, operation: &Operation, until: Instant) {
+    fn step_aside(&mut self, operation: &Operation, until: Instant, present: &HostState) {
         let pause = until.saturating_duration_since(Instant::now());
-        let what = format!(
+        let mut what = format!(
             "something undoes this again and again, so it is left for {:.0} s: {operation}",
             pause.as_secs_f64()
         );
+        for rival in rivals(
+            Path::new("/"),
+            &operation.link().into_iter().collect(),
+            present,
+        ) {
+            let Rival {
+                program, remedy, ..
+            } = rival;
+            what += &format!("; {program} configures that link too, try: {remedy}");
+        }
         tracing::error!("{what}");
         self.note("step-aside", operation.link(), what.clone());
         self.trouble = Some(Trouble { what, until });

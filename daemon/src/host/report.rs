@@ -25,8 +25,12 @@ impl Keeping {
             .iter()
             .map(|wanted| &wanted.link.name)
             .collect();
-        let made = present.links.iter().filter(|(_, link)| link.ours);
-        let names: BTreeSet<&LinkName> = made.map(|(name, _)| name).chain(listed).collect();
+        let ours = present.links.iter().filter(|(_, link)| link.ours);
+        let names: BTreeSet<&LinkName> = ours.map(|(name, _)| name).chain(listed).collect();
+        // A link that others make is theirs to configure, and never to be taken from them.
+        let made = self.spec.links.iter().map(|wanted| &wanted.link);
+        let made = made.filter(|link| !matches!(link.kind, LinkKind::Card { .. }));
+        let made = made.map(|link| &link.name).collect();
         Ok(HostReport {
             sentence,
             healthy,
@@ -39,7 +43,7 @@ impl Keeping {
             plan,
             links: names.iter().map(|name| row(name, &present)).collect(),
             rivals: match self.spec.policy {
-                LinkPolicy::Managed => rivals(Path::new("/"), &names, &present),
+                LinkPolicy::Managed => rivals(Path::new("/"), &made, &present),
                 // Others make the links, as the site says.
                 LinkPolicy::Unmanaged => Vec::new(),
             }
