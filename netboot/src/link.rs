@@ -14,6 +14,9 @@ use crate::net::{LinkName, MacAddress, VlanId};
 pub const RULE_PRIORITY: u32 = 18_600;
 /// The kernel's main routing table (`RT_TABLE_MAIN`, Linux `include/uapi/linux/rtnetlink.h`).
 pub const MAIN_TABLE: u32 = 254;
+/// What the kernel takes for an IPv6 route without a metric (`IP6_RT_PRIO_USER`, Linux
+/// `include/uapi/linux/ipv6_route.h`).
+pub const IPV6_METRIC: u32 = 1024;
 
 /// One link, and everything that hangs on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

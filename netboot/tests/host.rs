@@ -204,6 +204,21 @@ fn a_vlan_that_others_made_under_another_name_is_refused() {
 }
 
 #[test]
+fn an_ipv6_route_with_the_kernels_own_metric_is_as_good_as_one_with_none() {
+    let mut spec = HostSpec::default();
+    let mut link = wanted("eth0", card(), &["fd00::5/64"]);
+    let to = route("fd00:1::/64", Some("fd00::1"));
+    link.link.routes.push(Route { metric: 1024, ..to });
+    spec.links.push(link);
+    let present = bastion();
+    let wanted = target(&spec, &present).state;
+    let after = carried_out(present.clone(), &diff(&present, &wanted));
+    let routes = &after.links[&name("eth0")].routes;
+    assert!(routes.iter().any(|there| there.what == to), "{routes:?}");
+    assert_eq!(target(&spec, &after).state, after);
+}
+
+#[test]
 fn the_firewall_names_only_the_ports_and_links_of_the_site() {
     assert_eq!(ruleset(&HostSpec::default()), None);
     let rules = ruleset(&site()).unwrap().0;

@@ -17,7 +17,7 @@ use ipnet::{IpNet, Ipv4Net};
 use netboot::host::{
     ALIAS, Address, HostState, LinkDefaults, LinkState, Owned, PROTOCOL, PresentKind, ReversePath,
 };
-use netboot::link::{BondMode, LinkKind, Route, Rule};
+use netboot::link::{BondMode, IPV6_METRIC, LinkKind, Route, Rule};
 use netboot::net::{LinkName, MacAddress, VlanId};
 use rtnetlink::packet_core::{
     DefaultNla, Emitable, NlaBuffer, NlasIterator, Parseable, ParseableParametrized,
@@ -48,8 +48,6 @@ const NETCONF_LINK: u16 = 1;
 const NETCONF_FORWARDING: u16 = 2;
 const NETCONF_RP_FILTER: u16 = 3;
 const NETCONF_DEFAULT: i32 = -2;
-/// What the kernel takes for an IPv6 route without a metric (`IP6_RT_PRIO_USER` of Linux `include/uapi/linux/ipv6_route.h`).
-const IPV6_METRIC: u32 = 1024;
 /// `RT_TABLE_LOCAL` of Linux `include/uapi/linux/rtnetlink.h`: the kernel's own.
 const LOCAL_TABLE: u32 = 255;
 

@@ -13,7 +13,7 @@ use super::firewall::ruleset;
 use super::model::{insert_address, same_subnet};
 use super::spec::{HostLink, HostSpec};
 use super::state::{Address, HostState, LinkState, Owned, PresentKind};
-use crate::link::{LinkKind, MAIN_TABLE, Route};
+use crate::link::{IPV6_METRIC, LinkKind, MAIN_TABLE, Route};
 use crate::net::LinkName;
 
 /// What the host's network should become.
@@ -605,7 +605,7 @@ impl<'a> Plan<'a> {
         let had = self.had().into_iter();
         let routes = had.flat_map(|wanted| {
             let routes = wanted.link.routes.iter();
-            routes.map(|route| (wanted.link.name.clone(), *route))
+            routes.map(|route| (wanted.link.name.clone(), as_read(route)))
         });
         let mut routes: Vec<_> = routes.collect();
         routes.sort_by_key(|(_, route)| route.via.is_some());
@@ -686,6 +686,15 @@ impl<'a> Plan<'a> {
                 self.state.rules.insert(Owned { what, ours: true });
             }
         }
+    }
+}
+
+/// A route as it is read once it is there: the metric that the kernel gives an IPv6 route without one is read as none.
+fn as_read(route: &Route) -> Route {
+    let none = route.to.addr().is_ipv6() && route.metric == IPV6_METRIC;
+    Route {
+        metric: if none { 0 } else { route.metric },
+        ..*route
     }
 }
 
