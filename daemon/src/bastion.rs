@@ -26,6 +26,7 @@ use crate::http::words::{Problem, Reloaded};
 use crate::ledger::Ledger;
 use crate::link::Links;
 use crate::loaders::Tftp;
+use crate::plan::{self, Difference};
 use crate::preflight::{self, Scene, Verified};
 use crate::ra::QuietIpv6;
 use crate::simulate::Stand;
@@ -223,6 +224,25 @@ impl Bastion {
             .await
             .map_err(|report| faulty(&report))?;
         Ok(self.keeper.plan(Arc::clone(spec.host())).await?)
+    }
+
+    /// What the site's files would change, or those of another directory; nothing changes.
+    ///
+    /// # Errors
+    /// Their faults, or why the host can't be looked at.
+    pub(crate) async fn plan(&self, site: Option<PathBuf>) -> Result<plan::Plan, Problem> {
+        let options = Options {
+            site: site.unwrap_or_else(|| self.options.site.clone()),
+            ..self.options.clone()
+        };
+        let (settings, spec) = load(&options).await.map_err(|report| faulty(&report))?;
+        let host = self.keeper.plan(Arc::clone(spec.host())).await?;
+        let mut beside: Vec<Difference> = plan::settings(&self.settings, &settings)
+            .into_iter()
+            .collect();
+        beside.extend(host.changes.into_iter().map(Difference::from));
+        let site = self.controller.snapshot().load();
+        Ok(plan::Plan::of(&site, &Arc::new(spec), beside, now()))
     }
 
     /// Takes the site's files as a reload does, and carries out what they want of the host's network.

@@ -34,6 +34,8 @@ pub enum Command {
     Check(CheckOptions),
     /// Load the site's files again; a faulty site is refused whole
     Reload(Socket),
+    /// Show what changed files would do to networks, machines and the bastion's links; exit 2 when something
+    Plan(SitePlanOptions),
     /// Show what the bastion does and what each machine waits for
     Status(StatusOptions),
     /// Look at machines, admit them, set them aside
@@ -91,6 +93,19 @@ pub struct Socket {
     /// The daemon's control socket
     #[arg(long, env = "REVEILLE_SOCKET", default_value = SOCKET, value_name = "PATH")]
     pub socket: PathBuf,
+}
+
+/// Which files are compared with what is in force, and how it is told.
+#[derive(Debug, Args)]
+pub struct SitePlanOptions {
+    /// These files on the bastion instead of the daemon's own
+    #[arg(long, value_name = "DIR")]
+    pub site: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
 }
 
 /// How `status` is shown.

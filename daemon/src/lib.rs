@@ -15,6 +15,7 @@ pub mod link;
 pub mod loaders;
 pub mod metrics;
 pub mod notify;
+pub mod plan;
 pub mod preflight;
 pub mod ra;
 pub mod serve;

@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser};
 use daemon::cli::{CheckOptions, Cli, Command};
 use daemon::config::check;
 use daemon::failure::{Exit, Failure, print};
-use daemon::{client, host, image, preflight, serve};
+use daemon::{client, host, image, plan, preflight, serve};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -40,6 +40,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(options) => serve::run(options),
         Command::Check(options) => run_check(&options),
         Command::Reload(socket) => client::reload(&socket),
+        Command::Plan(options) => plan::run(&options),
         Command::Status(options) => client::status(&options),
         Command::Node(command) => client::node(command),
         Command::Events(options) => client::events(&options),

@@ -298,6 +298,66 @@ fn a_faulty_site_is_refused_whole_and_the_last_good_one_stays_live() {
 }
 
 #[test]
+fn a_plan_tells_what_a_reload_then_does() {
+    let lab = Lab::flat(0);
+    let mut bastion = bastion(&lab);
+    bastion.start();
+    let socket = bastion.socket.to_str().expect("paths are text").to_owned();
+    let plan = |more: &[&str]| {
+        let words = [&["plan", "--json", "--socket", &socket][..], more].concat();
+        let output = typed(&lab, None, &words);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (code(&output), said)
+    };
+    let (exit, said) = plan(&[]);
+    assert_eq!(
+        (exit, json(&said)["changes"].as_array().map(Vec::len)),
+        (0, Some(0)),
+        "{said}"
+    );
+
+    // In a directory of its own first, which `--site` names; then in force.
+    let other = lab.path("other");
+    tests::bastion::copy_tree(&bastion.site, &other);
+    let machines = "machines:
+  - { name: node-1, mac: 52:54:00:aa:00:01, address: 10.107.0.12, profile: debian }
+  - { name: node-2, mac: 52:54:00:aa:00:02, address: 10.107.0.13, profile: debian, disk: { serial: S3Z9 } }
+";
+    fs::write(other.join("machines.yaml"), machines).expect("an inventory");
+    let (exit, said) = plan(&["--site", other.to_str().expect("paths are text")]);
+    let told = json(&said);
+    assert_eq!(exit, 2, "{said}");
+    let of = |name: &str| {
+        let changes = told["changes"].as_array().expect("a list");
+        let change = changes.iter().find(|change| change["name"] == name);
+        change.unwrap_or_else(|| panic!("{name}: {said}")).clone()
+    };
+    assert_eq!(of("node-1")["change"], "changed");
+    assert_eq!(of("node-1")["fields"][0]["name"], "links");
+    assert_eq!(of("node-1")["danger"], false);
+    let effects = of("node-2")["effects"].to_string();
+    assert!(effects.contains("writes S3Z9"), "{effects}");
+    assert_eq!(
+        (&of("node-2")["change"], &of("node-2")["danger"]),
+        (&"added".into(), &true.into())
+    );
+    assert_eq!(plan(&[]).0, 0, "looking at other files changed nothing");
+
+    fs::write(bastion.site.join("machines.yaml"), machines).expect("an inventory");
+    let (exit, here) = plan(&[]);
+    assert_eq!(
+        (exit, json(&here)),
+        (2, told),
+        "the same files, the same plan"
+    );
+    bastion.client(&["reload"]);
+    let (exit, said) = plan(&[]);
+    assert_eq!(exit, 0, "{said}");
+    let node: Value = json(&bastion.client(&["node", "show", "node-2", "--json"]));
+    assert_eq!(node["next_boot"], "boot");
+}
+
+#[test]
 fn what_simulate_shows_is_what_the_wire_carries() {
     let lab = Lab::flat(0);
     let mut bastion = bastion(&lab);

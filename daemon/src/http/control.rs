@@ -36,6 +36,7 @@ use super::words::{Consent, Exported, Problem, Reloaded};
 use crate::bastion::Bastion;
 use crate::controller::now;
 use crate::host::words::{Applied, HostReport, Last, Plan, Wish};
+use crate::plan::{self, OtherSite};
 use crate::preflight::Report;
 use crate::simulate::{Question, Simulation, simulate};
 use crate::status::{NodeDetail, NodeStatus, Status, Why};
@@ -92,6 +93,7 @@ pub fn api(bastion: Arc<Bastion>) -> Router {
         .route("/api/v1/simulate", post(simulated))
         .route("/api/v1/preflight", post(preflight))
         .route("/api/v1/reload", post(reload))
+        .route("/api/v1/plan", get(plan).post(plan_of))
         .route("/api/v1/host", get(host))
         .route("/api/v1/host/plan", get(host_plan))
         .route("/api/v1/host/apply", post(host_apply))
@@ -421,6 +423,23 @@ async fn preflight(by: Changer, State(bastion): Shared) -> Result<Json<Report>, 
 
 async fn reload(by: Changer, State(bastion): Shared) -> Result<Json<Reloaded>, Problem> {
     bastion.reload(&by.0).await.map(Json)
+}
+
+async fn plan(_: Reader, State(bastion): Shared) -> Result<Json<plan::Plan>, Problem> {
+    bastion.plan(None).await.map(Json)
+}
+
+/// The daemon reads what the caller names, so this is for those who may change.
+async fn plan_of(
+    _: Changer,
+    State(bastion): Shared,
+    other: Result<Json<OtherSite>, axum::extract::rejection::JsonRejection>,
+) -> Result<Json<plan::Plan>, Problem> {
+    let Json(other) = other.map_err(|refused| {
+        Problem::new(StatusCode::BAD_REQUEST, refused.body_text())
+            .with_remedy("send {\"site\": DIRECTORY} as application/json")
+    })?;
+    bastion.plan(Some(other.site)).await.map(Json)
 }
 
 async fn host(_: Reader, State(bastion): Shared) -> Result<Json<HostReport>, Problem> {
