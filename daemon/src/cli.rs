@@ -13,6 +13,7 @@ use netboot::net::{Digest, NodeName};
 
 use crate::bastion::{Options, SITE, SOCKET, STATE};
 use crate::config::check;
+use crate::host::export::ExportOptions;
 use crate::host::words::Wish;
 use crate::preflight;
 use crate::simulate::Question;
@@ -230,6 +231,8 @@ pub enum HostCommand {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Say the same network in files of the system, for it to make the links itself
+    Export(ExportOptions),
 }
 
 /// What is planned, and how it is told.

@@ -6,15 +6,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 
 use crate::lab::asset;
 use crate::netns::Netns;
-use crate::process;
+use crate::process::{self, Process};
+use crate::timeline::Timeline;
 
 /// Where the tree is mounted; the namespace has `/mnt` to itself.
-const ROOT: &str = "/mnt/debian";
+pub const ROOT: &str = "/mnt/debian";
 
 pub struct Debian<'a> {
     pub netns: &'a Netns,
@@ -59,6 +61,30 @@ impl<'a> Debian<'a> {
         command.args([ROOT, program]);
         command.env("PATH", "/usr/sbin:/usr/bin").env("LC_ALL", "C");
         command
+    }
+
+    /// systemd-networkd, on the files the tree has.
+    pub fn networkd(&self, timeline: &Timeline) -> Process {
+        let netif = "mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases \
+                     /run/systemd/netif/lldp && chown -R systemd-network: /run/systemd/netif";
+        self.output("sh", &["-c", netif]);
+        let command = self.command("/lib/systemd/systemd-networkd");
+        self.netns.start(timeline, "networkd", command)
+    }
+
+    /// NetworkManager on the files the tree has, and the bus it speaks over.
+    pub fn network_manager(&self, timeline: &Timeline) -> [Process; 2] {
+        let config = "[main]\nplugins=keyfile\ndns=none\nauth-polkit=false\n";
+        self.write("/etc/NetworkManager/conf.d/lab.conf", 0o644, config);
+        self.output("mkdir", &["-p", "/run/dbus"]);
+        let mut bus = self.command("dbus-daemon");
+        bus.args(["--system", "--nofork", "--nopidfile", "--print-address"]);
+        let bus = self.netns.start(timeline, "bus", bus);
+        bus.wait_for("unix:path=", Duration::from_secs(10));
+        let mut manager = self.command("NetworkManager");
+        manager.arg("--no-daemon");
+        let manager = self.netns.start(timeline, "NetworkManager", manager);
+        [manager, bus]
     }
 
     /// Runs a program of the tree to its end: everything it printed, and whether it went well.

@@ -4,6 +4,8 @@ use ignition::network::Network;
 use netboot::link::{BondMode, Link, LinkKind, MAIN_TABLE, Route, policy_routing};
 use netboot::net::VlanId;
 
+use crate::netns::Netns;
+
 /// A card with a MAC address that carries VLAN 107, and a bond whose VLAN 20 is bridged: every kind, both families, two gateways.
 ///
 /// # Panics
@@ -103,6 +105,19 @@ pub fn bridged(ports: bool) -> (Network, Vec<Link>) {
         links[3].mtu = Some(1400);
     }
     (network(&links), links)
+}
+
+/// A namespace with three cables plugged in, as one finds them at its start.
+///
+/// # Panics
+/// Without root.
+pub fn cabled() -> (Netns, Netns) {
+    let (netns, far) = (Netns::new(), Netns::new());
+    for link in ["eth0", "eth1", "eth2"] {
+        netns.cable(link, &far, link);
+        netns.ip(&format!("link set {link} down"));
+    }
+    (netns, far)
 }
 
 fn network(links: &[Link]) -> Network {

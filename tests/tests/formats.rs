@@ -5,14 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ignition::network::netplan::Reader;
-use ignition::network::{File, Network, dracut, ifupdown, keyfile, netplan, networkd};
+use ignition::network::{File, Network, dracut, ifupdown, keyfile, netplan, networkd, nmstate};
 use netboot::link::{Link, MAIN_TABLE};
 use serde_json::Value;
 use tests::debian::Debian;
 use tests::lab::until;
 use tests::netns::Netns;
-use tests::network::{bridged, every_kind};
-use tests::process::Process;
+use tests::network::{bridged, cabled, every_kind};
 use tests::timeline::Timeline;
 
 /// Sections of a keyfile, keys of a section.
@@ -196,19 +195,6 @@ fn networkmanager_reads_every_keyfile_and_drops_nothing() {
     }
 }
 
-/// A namespace with three cables plugged in.
-fn cabled() -> (Netns, Netns) {
-    let (netns, far) = (Netns::new(), Netns::new());
-    for link in ["eth0", "eth1", "eth2"] {
-        netns.cable(link, &far, link);
-    }
-    // As their makers would find them.
-    for link in ["eth0", "eth1", "eth2"] {
-        netns.ip(&format!("link set {link} down"));
-    }
-    (netns, far)
-}
-
 /// What is wanted of the links, a line for each fact.
 fn wanted(links: &[Link]) -> BTreeSet<String> {
     let mut facts = BTreeSet::new();
@@ -352,18 +338,6 @@ fn comes_true(netns: &Netns, timeline: &Timeline, links: &[Link]) {
     }
 }
 
-/// systemd-networkd, on the files the tree has.
-fn networkd_runs(debian: &Debian<'_>, timeline: &Timeline) -> Process {
-    let netif = "mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp \
-                 && chown -R systemd-network: /run/systemd/netif";
-    debian.output("sh", &["-c", netif]);
-    debian.netns.start(
-        timeline,
-        "networkd",
-        debian.command("/lib/systemd/systemd-networkd"),
-    )
-}
-
 #[test]
 fn systemd_networkd_makes_the_network_of_its_files() {
     let ((netns, _far), timeline) = (cabled(), Timeline::default());
@@ -372,7 +346,7 @@ fn systemd_networkd_makes_the_network_of_its_files() {
     for File { path, mode, text } in networkd::files(&network).said {
         debian.write(&path, mode, &text);
     }
-    let _networkd = networkd_runs(&debian, &timeline);
+    let _networkd = debian.networkd(&timeline);
     comes_true(&netns, &timeline, &links);
 }
 
@@ -391,7 +365,7 @@ fn netplan_makes_the_network_of_its_document() {
     debian.write("/etc/netplan/50-reveille.yaml", 0o600, &document.said);
     debian.output("ldconfig", &[]);
     debian.output("netplan", &["generate"]);
-    let _networkd = networkd_runs(&debian, &timeline);
+    let _networkd = debian.networkd(&timeline);
     comes_true(&netns, &timeline, &links);
 }
 
@@ -464,19 +438,7 @@ fn networkmanager_makes_the_network_of_its_keyfiles() {
     for File { path, mode, text } in keyfile::files(&network).said {
         debian.write(&path, mode, &text);
     }
-    debian.write(
-        "/etc/NetworkManager/conf.d/lab.conf",
-        0o644,
-        "[main]\nplugins=keyfile\ndns=none\nauth-polkit=false\n",
-    );
-    debian.write("/run/dbus/made", 0o644, "");
-    let mut bus = debian.command("dbus-daemon");
-    bus.args(["--system", "--nofork", "--nopidfile", "--print-address"]);
-    let bus = netns.start(&timeline, "bus", bus);
-    bus.wait_for("unix:path=", Duration::from_secs(10));
-    let mut manager = debian.command("NetworkManager");
-    manager.arg("--no-daemon");
-    let _manager = netns.start(&timeline, "NetworkManager", manager);
+    let _manager = debian.network_manager(&timeline);
     comes_true(&netns, &timeline, &links);
 }
 
@@ -491,5 +453,53 @@ fn ifupdown_makes_the_network_of_its_file() {
     debian.write("/run/network/made", 0o644, "");
     let said = debian.output("ifup", &["-a", "-v", "-i", ifupdown::PATH]);
     timeline.note(said);
+    comes_true(&netns, &timeline, &links);
+}
+
+/// What nmstate would have NetworkManager do, by upstream's own library; it refuses words it doesn't know.
+fn by_nmstate(network: &Network) -> Vec<(String, String)> {
+    let document = nmstate::document(network);
+    let state = ::nmstate::NetworkState::new_from_yaml(&document.said)
+        .unwrap_or_else(|error| panic!("{error}\n{}", document.said));
+    let mut files = state
+        .gen_conf()
+        .unwrap_or_else(|error| panic!("{error}\n{}", document.said));
+    files.remove("NetworkManager").expect("keyfiles")
+}
+
+#[test]
+fn nmstate_takes_every_kind_of_link() {
+    let files: BTreeMap<String, Keyfile> = by_nmstate(&every_kind())
+        .iter()
+        .map(|(name, text)| {
+            (
+                name.trim_end_matches(".nmconnection").to_owned(),
+                keyfile_of(text),
+            )
+        })
+        .collect();
+    for (link, section, key, wanted) in [
+        ("lan0", "ethernet", "mtu", "1600"),
+        ("lan0.107", "vlan", "id", "107"),
+        ("bond0", "bond", "miimon", "100"),
+        ("bond0", "bond", "mode", "active-backup"),
+        ("bond0", "ethernet", "mtu", "9000"),
+        ("br20", "bridge", "stp", "false"),
+        ("bond0.20", "connection", "slave-type", "bridge"),
+    ] {
+        let found = files.get(link).and_then(|file| value(file, section, key));
+        assert_eq!(found, Some(wanted), "{link} {section}.{key} in {files:#?}");
+    }
+}
+
+#[test]
+fn nmstate_makes_the_network_of_its_document() {
+    let ((netns, _far), timeline) = (cabled(), Timeline::default());
+    let debian = Debian::over(&netns);
+    let (network, links) = bridged(false);
+    for (name, text) in by_nmstate(&network) {
+        debian.write(&format!("{}/{name}", keyfile::DIRECTORY), 0o600, &text);
+    }
+    let _manager = debian.network_manager(&timeline);
     comes_true(&netns, &timeline, &links);
 }

@@ -11,6 +11,7 @@ use crate::cli::{ApplyOptions, HostCommand, PlanOptions, Socket};
 use crate::client::{Ask, ask, json, moment, runtime, table, table_text};
 use crate::config;
 use crate::failure::{Exit, Failure, faulty_site, print};
+use crate::host::export;
 use crate::host::kernel::Kernel;
 use crate::host::words::{Applied, Done, HostReport, Last, Obstructed, Outcome, Plan, Step, Wish};
 
@@ -28,6 +29,7 @@ pub fn run(command: HostCommand) -> Result<(), Failure> {
     match command {
         HostCommand::Plan(options) => plan(&options),
         HostCommand::Apply(options) => apply(&options),
+        HostCommand::Export(options) => export::run(&options),
         HostCommand::Confirm(socket) => {
             let last: Last = ask(&socket, &Ask::post("/api/v1/host/confirm", b""))?;
             print(&format!("kept: {}\n", last.why))

@@ -5,6 +5,7 @@
 
 mod apply;
 pub mod command;
+pub mod export;
 mod fights;
 mod journal;
 pub mod keeper;

@@ -28,6 +28,9 @@ pub fn files(network: &Network) -> Said<Vec<File>> {
     }
     let mut text = comments(&unsaid);
     for link in network.links() {
+        if network.is_others(link) {
+            continue;
+        }
         text += &format!("\nauto {}\n", link.name);
         text += &stanzas(network, link);
     }
@@ -138,6 +141,9 @@ fn made(link: &Link) -> String {
         )),
     };
     let mut text = String::new();
+    if let Some(parent) = link.kind.parent() {
+        text += &format!("    pre-up ip link set {parent} up\n");
+    }
     if let Some(made) = &made {
         text += &format!("    pre-up [ -e /sys/class/net/{name} ] || ip link {made}\n");
     }

@@ -3,7 +3,7 @@
 //!
 //! Ugly facts. A card with a MAC address is matched by it and keeps the name its system gives it, so whatever lies on it names
 //! its connection by UUID. The UUID is made from the link's name, so that a file written anew is the same connection.
-//! NetworkManager gives a route a metric of its own (100 and up) unless one is said, also for 0. A port's connection has no addresses.
+//! A card that is known by its name and only carries others has no file, and keeps the connection it has. NetworkManager gives a route a metric of its own (100 and up) unless one is said, also for 0. A port's connection has no addresses.
 
 use std::net::IpAddr;
 
@@ -24,6 +24,9 @@ pub fn files(network: &Network) -> Said<Vec<File>> {
         unsaid: network.unresolved().into_iter().collect(),
     };
     for link in network.links() {
+        if network.is_others(link) {
+            continue;
+        }
         let mut unsaid = Vec::new();
         let text = text(network, link, &mut unsaid);
         said.said.push(File {

@@ -14,10 +14,13 @@
 //! one lies on is listed, and lower links come before upper ones. What a format has no word for is never dropped in
 //! silence: it is an [`Unsaid`], and a comment where the format has comments.
 //!
+//! [`export`] is the bastion's own network for people who want their system to make it.
+//!
 //! Every address is static and router advertisements are not followed, in all formats: what the site does not say, the
 //! host does not do.
 
 pub mod dracut;
+pub mod export;
 pub mod ifupdown;
 pub mod keyfile;
 pub mod netplan;
@@ -158,6 +161,16 @@ impl Network {
             .find(|link| link.kind.ports().contains(port))
     }
 
+    /// A card known by its name of which nothing is said: others may have given it what they like, and keep it.
+    fn is_others(&self, link: &Link) -> bool {
+        let nothing = link.mtu.is_none()
+            && link.addresses.is_empty()
+            && link.routes.is_empty()
+            && link.rules.is_empty();
+        let by_name = matches!(&link.kind, LinkKind::Card { macs } if macs.is_empty());
+        nothing && by_name && self.master(&link.name).is_none()
+    }
+
     /// The VLANs that lie on a link.
     fn vlans(&self, parent: &LinkName) -> impl Iterator<Item = &Link> {
         self.links
@@ -246,6 +259,13 @@ pub struct Said<T> {
     pub said: T,
     /// Everything else.
     pub unsaid: Vec<Unsaid>,
+}
+
+/// Whether a file was written by this room, so that it may be written anew.
+#[must_use]
+pub fn is_ours(text: &str) -> bool {
+    text.strip_prefix("# ")
+        .is_some_and(|rest| rest.starts_with(HEAD))
 }
 
 /// The links that another one lies on.

@@ -15,6 +15,7 @@ pub fn document(network: &Network) -> Said<String> {
     let interfaces: Vec<Value> = network
         .links()
         .iter()
+        .filter(|link| !network.is_others(link))
         .map(|link| interface(network, link, &mut unsaid))
         .collect();
     let mut document = json!({ "interfaces": interfaces });
