@@ -2,8 +2,8 @@
 //!
 //! Ugly facts. A link and its alias are two requests, see [`MARK_GROUP`]. A value of 0 is left out by the
 //! library's message of IPv4 settings, so that one is packed here. IPv4 forwarding set this way leaves a card's large
-//! receive offload on (`dev_disable_lro` is the sysctl's deed); cards that forward have it off by default since Linux 2.6.37.
-//! An address, a route or a rule that is gone already is as good as removed.
+//! receive offload as it is (only the sysctl turns it off, by `dev_disable_lro`): where a card has it on, `ethtool -K
+//! LINK lro off`. An address, a route or a rule that is gone already is as good as removed.
 
 use std::net::IpAddr;
 
