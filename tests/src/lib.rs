@@ -21,6 +21,5 @@ pub mod site;
 pub mod switch;
 pub mod tftp;
 pub mod timeline;
-
 pub mod wire;
 pub mod world;

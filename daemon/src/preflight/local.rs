@@ -203,11 +203,7 @@ fn judge_artefacts(found: &[(Artifact, Found)]) -> Check {
         let remedy = "run it again, for what was read is remembered; `reveille image verify` reads everything";
         return Check::warn(id, subject, evidence, remedy);
     }
-    Check::pass(
-        id,
-        subject,
-        format!("{} artefacts are there and whole", found.len()),
-    )
+    Check::pass(id, subject, format!("there and whole: {}", found.len()))
 }
 
 /// Looks at the site's authority, whose end is the end of every certificate it signed.

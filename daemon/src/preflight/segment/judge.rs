@@ -108,7 +108,8 @@ fn judge_traffic(link: &LinkName, vlan: Option<u16>, evidence: &Evidence) -> Che
     let stations = evidence.stations.len() + evidence.stations6.len();
     let frames = evidence.frames.unwrap_or(0);
     if stations > 0 || frames > 0 || !evidence.offers.is_empty() {
-        let evidence = format!("{frames} frames came in within 5 s, {stations} addresses answered");
+        let evidence =
+            format!("frames heard within 5 s: {frames}; addresses that answered: {stations}");
         return Check::pass(id, subject, evidence);
     }
     let remedy = match vlan {
@@ -203,7 +204,7 @@ fn judge_reserved(
             .filter(|(address, _)| evidence.stations.contains_key(address))
             .count();
         let evidence = format!(
-            "{} reserved addresses: {answered} used by their machines, the others free",
+            "reserved: {}; used by their machines: {answered}; nobody else uses any",
             here.len()
         );
         Check::pass(id, subject, evidence)
