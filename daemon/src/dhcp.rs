@@ -30,6 +30,7 @@ use netboot::site::Site;
 use netboot::spec::Mode;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
 use tracing::{info, warn};
 
 use crate::controller::Controller;
@@ -52,7 +53,7 @@ pub(crate) struct Served {
 pub struct Dhcp {
     counters: Arc<Counters>,
     state: Arc<Mutex<State>>,
-    following: tokio::task::JoinHandle<()>,
+    following: AbortHandle,
 }
 
 #[derive(Debug, Default)]
@@ -63,13 +64,15 @@ struct State {
 
 /// Starts serving every link that the site's networks name, as soon as the kernel has it. `http_port`
 /// is where the boot URLs lead.
+///
+/// The second value is the task that follows the links; that it ends before the first is dropped is a fault.
 #[must_use]
 pub fn start(
     controller: Controller,
     ledger: Ledger,
     links: watch::Receiver<Arc<Links>>,
     http_port: u16,
-) -> Dhcp {
+) -> (Dhcp, JoinHandle<()>) {
     let counters = Arc::new(Counters::default());
     let state = Arc::new(Mutex::new(State::default()));
     let follower = Follower {
@@ -80,11 +83,13 @@ pub fn start(
         state: Arc::clone(&state),
         running: BTreeMap::new(),
     };
-    Dhcp {
+    let following = tokio::spawn(follower.follow(links));
+    let running = Dhcp {
         counters,
         state,
-        following: tokio::spawn(follower.follow(links)),
-    }
+        following: following.abort_handle(),
+    };
+    (running, following)
 }
 
 impl Dhcp {

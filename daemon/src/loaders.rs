@@ -16,6 +16,7 @@ use netboot::ipxe;
 use netboot::net::{LinkName, MacAddress};
 use netboot::tftp::Outcome;
 use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::config::Settings;
 use crate::controller::Controller;
@@ -32,7 +33,7 @@ const WORDS_MAX: usize = 128;
 #[derive(Debug)]
 pub struct Tftp {
     state: Arc<Mutex<State>>,
-    following: tokio::task::JoinHandle<()>,
+    following: AbortHandle,
 }
 
 /// What the servers are made of.
@@ -65,18 +66,22 @@ struct Place {
 }
 
 /// Starts serving every link that the site's networks name, as soon as the kernel has it.
+///
+/// The second value is the task that follows the links; that it ends before the first is dropped is a fault.
 #[must_use]
-pub fn start(parts: Parts, links: watch::Receiver<Arc<Links>>) -> Tftp {
+pub fn start(parts: Parts, links: watch::Receiver<Arc<Links>>) -> (Tftp, JoinHandle<()>) {
     let state = Arc::<Mutex<State>>::default();
     let follower = Follower {
         parts,
         state: Arc::clone(&state),
         running: BTreeMap::new(),
     };
-    Tftp {
+    let following = tokio::spawn(follower.follow(links));
+    let running = Tftp {
         state,
-        following: tokio::spawn(follower.follow(links)),
-    }
+        following: following.abort_handle(),
+    };
+    (running, following)
 }
 
 impl Tftp {

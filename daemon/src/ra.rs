@@ -21,7 +21,7 @@ use netboot::spec::Mode;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tracing::{debug, info, warn};
 
 use crate::controller::{Controller, now};
@@ -39,7 +39,7 @@ const ANSWERS_PER_SECOND: u64 = 200;
 #[derive(Debug)]
 pub struct QuietIpv6 {
     counters: Arc<Counters>,
-    following: JoinHandle<()>,
+    following: AbortHandle,
 }
 
 /// Solicitations since the start, by what became of them.
@@ -64,12 +64,14 @@ impl Counters {
 }
 
 /// Starts answering on every link whose network asks for it.
+///
+/// The second value is the task that follows the links; that it ends before the first is dropped is a fault.
 #[must_use]
 pub fn start(
     controller: Controller,
     ledger: Ledger,
     links: watch::Receiver<Arc<Links>>,
-) -> QuietIpv6 {
+) -> (QuietIpv6, JoinHandle<()>) {
     let counters = Arc::new(Counters::default());
     let follower = Follower {
         controller,
@@ -78,10 +80,12 @@ pub fn start(
         running: BTreeMap::new(),
         refused: BTreeMap::new(),
     };
-    QuietIpv6 {
+    let following = tokio::spawn(follower.follow(links));
+    let running = QuietIpv6 {
         counters,
-        following: tokio::spawn(follower.follow(links)),
-    }
+        following: following.abort_handle(),
+    };
+    (running, following)
 }
 
 impl QuietIpv6 {

@@ -17,7 +17,7 @@ use netboot::spec::SiteSpec;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::bastion::{Bastion, Options, Servers, load};
@@ -92,7 +92,8 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         .map_err(|error| Failure::of(Exit::Failed, "following the host's links", error.as_ref()))?;
 
     let ca_pem = ca.pem().to_owned();
-    let servers = start_servers(&settings, depot, ca, &controller, &ledger, links.clone())?;
+    let (servers, followers) =
+        start_servers(&settings, depot, ca, &controller, &ledger, links.clone())?;
     let files = SiteFiles {
         directory: options.site.display().to_string(),
         loaded: started,
@@ -117,6 +118,9 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
     let mut tasks = JoinSet::new();
     let keeping = keeping.run(stop.clone());
     tasks.spawn(named("the keeper of the host's network", keeping));
+    for (name, follower) in followers {
+        tasks.spawn(named(name, outlived_by(stop.clone(), follower)));
+    }
     let ended = match start_tasks(&mut tasks, &bastion, &stop).await {
         Ok(()) => {
             let sentence = bastion.status().sentence;
@@ -196,7 +200,7 @@ fn start_servers(
     controller: &Controller,
     ledger: &Ledger,
     links: watch::Receiver<Arc<Links>>,
-) -> Result<Servers, Failure> {
+) -> Result<(Servers, [Follower; 4]), Failure> {
     let mut loaders = Loaders::read(&images::PACKAGE_DIRECTORIES);
     loaders
         .add_imported(&depot)
@@ -218,12 +222,34 @@ fn start_servers(
         ledger: ledger(),
         settings: settings.clone(),
     };
-    Ok(Servers {
-        dhcp: dhcp::start(controller(), ledger(), links.clone(), settings.http_port),
-        tftp: loaders::start(tftp, links.clone()),
-        http: http::start(http, links.clone()),
-        quiet_ipv6: ra::start(controller(), ledger(), links),
-    })
+    let (dhcp, of_dhcp) = dhcp::start(controller(), ledger(), links.clone(), settings.http_port);
+    let (tftp, of_tftp) = loaders::start(tftp, links.clone());
+    let (http, of_http) = http::start(http, links.clone());
+    let (quiet_ipv6, of_ipv6) = ra::start(controller(), ledger(), links);
+    let servers = Servers {
+        dhcp,
+        tftp,
+        http,
+        quiet_ipv6,
+    };
+    let followers = [
+        ("DHCP", of_dhcp),
+        ("TFTP", of_tftp),
+        ("boot HTTP", of_http),
+        ("quiet IPv6", of_ipv6),
+    ];
+    Ok((servers, followers))
+}
+
+/// A server's name, and the task that opens its sockets as links come and go. It ends when the server is dropped.
+type Follower = (&'static str, JoinHandle<()>);
+
+/// A follower that ends before `stop` panicked, or lost the links.
+async fn outlived_by(stop: CancellationToken, follower: JoinHandle<()>) -> Result<(), JoinError> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = follower => ended,
+    }
 }
 
 /// What administrators and the supervisor deal with. The control socket is the last of all: whoever

@@ -151,12 +151,10 @@ impl Bastion {
                     Ok(())
                 });
                 let links = link::start().await.expect("the kernel tells its links");
-                let dhcp = dhcp::start(controller.clone(), ledger.clone(), links.clone(), 8080);
-                (
-                    dhcp,
-                    ra::start(controller.clone(), ledger, links),
-                    controller,
-                )
+                let (dhcp, _) =
+                    dhcp::start(controller.clone(), ledger.clone(), links.clone(), 8080);
+                let (quiet, _) = ra::start(controller.clone(), ledger, links);
+                (dhcp, quiet, controller)
             });
             Self {
                 dhcp,

@@ -99,7 +99,7 @@ impl Bastion {
                     limits,
                 };
                 let links = link::start().await.expect("the kernel tells its links");
-                (http::start(parts, links), controller, depot)
+                (http::start(parts, links).0, controller, depot)
             });
             (http, controller, entries, depot, runtime)
         });

@@ -17,7 +17,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
@@ -32,7 +32,7 @@ const BACKLOG: i32 = 1024;
 pub struct Http {
     server: Arc<Server>,
     state: Arc<Mutex<State>>,
-    following: JoinHandle<()>,
+    following: AbortHandle,
 }
 
 #[derive(Debug, Default)]
@@ -52,8 +52,10 @@ struct Place {
 }
 
 /// Starts listening on every link that the site's networks name, as soon as the kernel has it.
+///
+/// The second value is the task that follows the links; that it ends before the first is dropped is a fault.
 #[must_use]
-pub fn start(mut parts: Parts, links: watch::Receiver<Arc<Links>>) -> Http {
+pub fn start(mut parts: Parts, links: watch::Receiver<Arc<Links>>) -> (Http, JoinHandle<()>) {
     parts.limits.connections_max = room_for(parts.limits.connections_max);
     let server = Arc::new(Server::new(parts));
     let state = Arc::new(Mutex::new(State::default()));
@@ -62,11 +64,13 @@ pub fn start(mut parts: Parts, links: watch::Receiver<Arc<Links>>) -> Http {
         state: Arc::clone(&state),
         running: BTreeMap::new(),
     };
-    Http {
+    let following = tokio::spawn(follower.follow(links));
+    let running = Http {
         server,
         state,
-        following: tokio::spawn(follower.follow(links)),
-    }
+        following: following.abort_handle(),
+    };
+    (running, following)
 }
 
 impl Http {
