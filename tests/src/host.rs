@@ -31,6 +31,8 @@ use crate::netns::Netns;
 use crate::process::{self, Process};
 use crate::qemu::Cable;
 use crate::switch::{Port, Switch};
+use crate::timeline::Timeline;
+use crate::wire;
 
 /// The bastion on its public side.
 pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
@@ -41,16 +43,18 @@ pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 107, 0, 254);
 /// A host beyond both gateways.
 pub const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
 
+/// The bastion's cards, and its VLAN's links with them.
 const TRUNK_MAC: &str = "52:54:00:aa:01:07";
 const PUBLIC_MAC: &str = "52:54:00:aa:02:03";
 /// Ten times what two idle cores need from power-on to the first shell.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
-/// One of the two gateways, with the far host behind it.
+/// One of the two gateways, with the far host behind it, and what it saw from its first moment on.
 pub struct Gateway {
     pub netns: Netns,
     _cable: Process,
+    capture: Capture,
 }
 
 impl Gateway {
@@ -67,10 +71,17 @@ impl Gateway {
         let cable = switch.plug(lab, &netns, port, mac);
         netns.ip(&format!("addr add {address}/24 dev eth0"));
         netns.ip(&format!("addr add {FAR}/32 dev lo"));
+        let capture = Capture::start(lab, &netns, &format!("{port:?}"));
         Self {
             netns,
             _cable: cable,
+            capture,
         }
+    }
+
+    /// Every frame that came to its card, or left by it, until now; none is captured after.
+    pub fn frames(&mut self) -> Vec<Vec<u8>> {
+        self.capture.end()
     }
 
     /// A connection from an address of this side; waits at most so long.
@@ -89,9 +100,45 @@ impl Gateway {
     }
 }
 
-/// The bastion's virtual machine.
+/// All that passes the card `eth0` of a namespace, strangers' frames included.
+pub struct Capture {
+    tcpdump: Process,
+    file: PathBuf,
+}
+
+impl Capture {
+    pub fn start(lab: &Lab, netns: &Netns, name: &str) -> Self {
+        let file = lab.path(&format!("{name}.pcap"));
+        let mut tcpdump = process::command("tcpdump");
+        tcpdump.args("-i eth0 -Z root -B 16384 -w".split(' '));
+        tcpdump.arg(&file);
+        let name = format!("capture of {name}");
+        let tcpdump = netns.start(&lab.timeline, &name, tcpdump);
+        tcpdump.wait_for("listening on", COMMAND_LIMIT);
+        Self { tcpdump, file }
+    }
+
+    /// Ends it, and gives what it saw.
+    pub fn end(&mut self) -> Vec<Vec<u8>> {
+        self.tcpdump.stop(COMMAND_LIMIT);
+        self.tcpdump
+            .wait_for("0 packets dropped by kernel", COMMAND_LIMIT);
+        wire::frames(&self.file)
+    }
+}
+
+/// The bastion's virtual machine. Its story is told when a test fails.
 pub struct Host {
-    pub process: Process,
+    timeline: Timeline,
+    _process: Process,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.timeline.told());
+        }
+    }
 }
 
 impl Host {
@@ -145,7 +192,10 @@ impl Host {
             ]);
         }
         let process = lab.netns.start(&lab.timeline, "bastion", qemu);
-        Self { process }
+        Self {
+            timeline: lab.timeline.clone(),
+            _process: process,
+        }
     }
 
     /// The administrator: a root shell over the public side, from this address of the gateway.

@@ -3,6 +3,7 @@
 pub mod bastion;
 pub mod chance;
 pub mod client;
+pub mod crowd;
 pub mod debian;
 pub mod dhcp;
 pub mod hands;

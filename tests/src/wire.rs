@@ -35,14 +35,14 @@ pub fn names() -> Vec<String> {
     names
 }
 
-/// The messages of one capture.
+/// The Ethernet frames of a capture, in order.
 ///
 /// # Panics
 /// When it is not a little-endian pcap file of Ethernet frames, which is what tcpdump writes here.
-pub fn read(name: &str) -> Vec<Captured> {
-    let bytes = fs::read(directory().join(format!("{name}.pcap"))).expect("a capture");
+pub fn frames(file: &Path) -> Vec<Vec<u8>> {
+    let bytes = fs::read(file).expect("a capture");
     assert_eq!(bytes[..4], [0xd4, 0xc3, 0xb2, 0xa1], "a pcap file");
-    let mut captured = Vec::new();
+    let mut frames = Vec::new();
     let mut at = 24;
     while at + 16 <= bytes.len() {
         let length = u32::from_le_bytes(bytes[at + 8..at + 12].try_into().expect("four bytes"));
@@ -52,7 +52,16 @@ pub fn read(name: &str) -> Vec<Captured> {
             break;
         };
         at += length as usize;
-        let packet = SlicedPacket::from_ethernet(frame).expect("a frame");
+        frames.push(frame.to_vec());
+    }
+    frames
+}
+
+/// The messages of one capture of `tests/wire`.
+pub fn read(name: &str) -> Vec<Captured> {
+    let mut captured = Vec::new();
+    for frame in frames(&directory().join(format!("{name}.pcap"))) {
+        let packet = SlicedPacket::from_ethernet(&frame).expect("a frame");
         let Some(TransportSlice::Udp(udp)) = packet.transport else {
             continue;
         };
