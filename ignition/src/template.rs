@@ -164,31 +164,20 @@ mod tests {
 
     use netboot::net::Digest;
     use netboot::node::{NodeLink, NodeSpec};
-    use netboot::spec::{Artifact, ConfigSource, Mode, Network, Purpose, SiteSpec};
+    use netboot::spec::{Artifact, ConfigSource, Network, Purpose, SiteSpec};
 
     use super::*;
     use crate::sample_urls;
 
     fn check(source: &str, expected: Result<&str, &str>) {
         let network = Network {
-            name: "lab".parse().unwrap(),
-            link: "eth1".parse().unwrap(),
-            subnet: "10.107.0.0/24".parse().unwrap(),
-            mode: Mode::Reservation,
-            range: None,
-            relayed: false,
-            router: None,
             dns: vec![[10, 107, 0, 1].into()],
-            ntp: Vec::new(),
-            domain: None,
-            search: Vec::new(),
-            mtu: None,
-            routes: Vec::new(),
             lease_seconds: 3600,
-            options: BTreeMap::new(),
-            loaders: BTreeMap::new(),
-            quiet_ipv6: true,
-            discovery: None,
+            ..Network::plain(
+                "lab".parse().unwrap(),
+                "eth1".parse().unwrap(),
+                "10.107.0.0/24".parse().unwrap(),
+            )
         };
         let link = NodeLink {
             macs: vec!["52:54:00:aa:00:01".parse().unwrap()],

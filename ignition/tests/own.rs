@@ -11,7 +11,7 @@ use ignition::{Document, Fault, Subject, arguments, document, sample_urls};
 use netboot::link::{Link, LinkKind};
 use netboot::net::{Digest, VlanId};
 use netboot::node::{NodeLink, NodeSpec};
-use netboot::spec::{Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec};
+use netboot::spec::{Artifact, ConfigSource, Network, Profile, Purpose, SiteParts, SiteSpec};
 use serde_json::Value;
 
 fn sound<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
@@ -20,24 +20,15 @@ fn sound<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
 
 fn network(name: &str, number: u8, router: bool) -> Network {
     Network {
-        name: sound(name),
-        link: sound(&format!("eth{number}")),
-        subnet: sound(&format!("10.{number}.0.0/24")),
-        mode: Mode::Reservation,
-        range: None,
-        relayed: false,
         router: router.then(|| Ipv4Addr::new(10, number, 0, 254)),
         dns: vec![Ipv4Addr::new(10, number, 0, 1)],
-        ntp: Vec::new(),
         domain: Some(sound("lab.example")),
-        search: Vec::new(),
-        mtu: None,
-        routes: Vec::new(),
         lease_seconds: 3600,
-        options: BTreeMap::new(),
-        loaders: BTreeMap::new(),
-        quiet_ipv6: true,
-        discovery: None,
+        ..Network::plain(
+            sound(name),
+            sound(&format!("eth{number}")),
+            sound(&format!("10.{number}.0.0/24")),
+        )
     }
 }
 

@@ -62,6 +62,36 @@ pub struct Network {
     pub discovery: Option<ProfileName>,
 }
 
+impl Network {
+    /// How long an address is lent where the site doesn't say: half a day.
+    pub const LEASE_SECONDS: u32 = 12 * 3600;
+
+    /// A network of which nothing else was said: reservations alone, and no option of its own.
+    #[must_use]
+    pub fn plain(name: NetworkName, link: LinkName, subnet: Subnet) -> Self {
+        Self {
+            name,
+            link,
+            subnet,
+            mode: Mode::Reservation,
+            range: None,
+            relayed: false,
+            router: None,
+            dns: Vec::new(),
+            ntp: Vec::new(),
+            domain: None,
+            search: Vec::new(),
+            mtu: None,
+            routes: Vec::new(),
+            lease_seconds: Self::LEASE_SECONDS,
+            options: BTreeMap::new(),
+            loaders: LoaderTable::new(),
+            quiet_ipv6: true,
+            discovery: None,
+        }
+    }
+}
+
 /// How DHCP behaves on a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {

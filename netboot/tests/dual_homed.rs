@@ -17,7 +17,7 @@ use netboot::link::{Link, LinkKind};
 use netboot::net::{Destination, Digest, MacAddress, NetworkName, Timestamp};
 use netboot::node::{NodeLink, NodeSpec};
 use netboot::site::Site;
-use netboot::spec::{Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec};
+use netboot::spec::{Artifact, ConfigSource, Network, Profile, Purpose, SiteParts, SiteSpec};
 use proptest::prelude::*;
 
 const NETWORKS: u8 = 4;
@@ -43,24 +43,15 @@ fn network(number: u8, (router, everywhere, elsewhere): Ways) -> Network {
         routes.push(("192.0.2.0/24".parse().unwrap(), host(252)));
     }
     Network {
-        name: name(number),
-        link: format!("eth{number}").parse().unwrap(),
-        subnet: format!("10.{number}.0.0/24").parse().unwrap(),
-        mode: Mode::Reservation,
-        range: None,
-        relayed: false,
         router: router.then(|| host(254)),
         dns: vec![host(1)],
-        ntp: Vec::new(),
-        domain: None,
-        search: Vec::new(),
-        mtu: None,
         routes,
         lease_seconds: 3600,
-        options: BTreeMap::new(),
-        loaders: BTreeMap::new(),
-        quiet_ipv6: true,
-        discovery: None,
+        ..Network::plain(
+            name(number),
+            format!("eth{number}").parse().unwrap(),
+            format!("10.{number}.0.0/24").parse().unwrap(),
+        )
     }
 }
 

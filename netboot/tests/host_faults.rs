@@ -5,12 +5,10 @@
     reason = "a fixture that does not parse fails its test"
 )]
 
-use std::collections::BTreeMap;
-
 use netboot::host::{HostLink, HostSpec, Masquerade};
 use netboot::link::{BondMode, Link, LinkKind, MAIN_TABLE, Route, policy_routing};
 use netboot::net::LinkName;
-use netboot::spec::{Item, Mode, Network, SiteParts, SiteSpec};
+use netboot::spec::{Item, Network, SiteParts, SiteSpec};
 
 fn name(text: &str) -> LinkName {
     text.parse().unwrap()
@@ -63,24 +61,8 @@ fn link(text: &str, kind: LinkKind, addresses: &[&str], gateways: &[&str], table
 
 fn network(text: &str, on: &str, subnet: &str) -> Network {
     Network {
-        name: text.parse().unwrap(),
-        link: name(on),
-        subnet: subnet.parse().unwrap(),
-        mode: Mode::Reservation,
-        range: None,
-        relayed: false,
-        router: None,
-        dns: Vec::new(),
-        ntp: Vec::new(),
-        domain: None,
-        search: Vec::new(),
-        mtu: None,
-        routes: Vec::new(),
         lease_seconds: 600,
-        options: BTreeMap::new(),
-        loaders: BTreeMap::new(),
-        quiet_ipv6: false,
-        discovery: None,
+        ..Network::plain(text.parse().unwrap(), name(on), subnet.parse().unwrap())
     }
 }
 

@@ -41,24 +41,15 @@ fn name() -> NodeName {
 
 fn spec(purpose: Purpose, admission: AdmissionPolicy, mode: Mode) -> SiteSpec {
     let network = Network {
-        name: "lab".parse().unwrap(),
-        link: "eth1".parse().unwrap(),
-        subnet: "10.107.0.0/24".parse().unwrap(),
         mode,
         range: Some("10.107.0.100-109".parse().unwrap()),
-        relayed: false,
-        router: None,
-        dns: Vec::new(),
-        ntp: Vec::new(),
-        domain: None,
-        search: Vec::new(),
-        mtu: None,
-        routes: Vec::new(),
         lease_seconds: 600,
-        options: BTreeMap::new(),
-        loaders: BTreeMap::new(),
-        quiet_ipv6: false,
         discovery: (purpose == Purpose::Live).then(|| "only".parse().unwrap()),
+        ..Network::plain(
+            "lab".parse().unwrap(),
+            "eth1".parse().unwrap(),
+            "10.107.0.0/24".parse().unwrap(),
+        )
     };
     let profile = Profile {
         name: "only".parse().unwrap(),

@@ -26,13 +26,9 @@ pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 107, 0, 1);
 /// The site's one network, on link `eth0`.
 pub fn network(mode: Mode) -> Network {
     Network {
-        name: "lab".parse().expect("a name"),
-        link: "eth0".parse().expect("a link name"),
-        subnet: "10.107.0.0/16".parse().expect("a subnet"),
         mode,
         range: (mode == Mode::Pool)
             .then(|| "10.107.200.1-10.107.200.100".parse().expect("a range")),
-        relayed: false,
         router: Some(Ipv4Addr::new(10, 107, 0, 254)),
         dns: vec![SERVER],
         ntp: vec![SERVER],
@@ -45,9 +41,11 @@ pub fn network(mode: Mode) -> Network {
         )],
         lease_seconds: 3600,
         options: [(125, vec![1, 2, 3])].into(),
-        loaders: [].into(),
-        quiet_ipv6: true,
-        discovery: None,
+        ..Network::plain(
+            "lab".parse().expect("a name"),
+            "eth0".parse().expect("a link name"),
+            "10.107.0.0/16".parse().expect("a subnet"),
+        )
     }
 }
 

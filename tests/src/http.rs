@@ -17,7 +17,7 @@ use netboot::attempt::Entry;
 use netboot::net::{MacAddress, NetworkName, ProfileName};
 use netboot::node::{NodeLink, NodeSpec};
 use netboot::site::Site;
-use netboot::spec::{Artifact, ConfigSource, Mode, Network, Profile, Purpose, SiteParts, SiteSpec};
+use netboot::spec::{Artifact, ConfigSource, Network, Profile, Purpose, SiteParts, SiteSpec};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -273,24 +273,12 @@ fn site(depot: &Depot) -> SiteParts {
     };
     SiteParts {
         networks: vec![Network {
-            name: network.clone(),
-            link: "eth0".parse().expect("a link name"),
-            subnet: "10.107.0.0/16".parse().expect("a subnet"),
-            mode: Mode::Reservation,
-            range: None,
-            relayed: false,
-            router: None,
-            dns: Vec::new(),
-            ntp: Vec::new(),
-            domain: None,
-            search: Vec::new(),
-            mtu: None,
-            routes: Vec::new(),
             lease_seconds: 3600,
-            options: [].into(),
-            loaders: [].into(),
-            quiet_ipv6: false,
-            discovery: None,
+            ..Network::plain(
+                network.clone(),
+                "eth0".parse().expect("a link name"),
+                "10.107.0.0/16".parse().expect("a subnet"),
+            )
         }],
         nodes: vec![
             node(IGNITION, "ignition"),

@@ -631,24 +631,14 @@ fn token(number: u64) -> Digest {
 
 fn spec(machines: usize) -> SiteSpec {
     let network = Network {
-        name: network_name(),
-        link: "eth1.107".parse().expect("a link"),
-        subnet: "10.107.0.0/16".parse().expect("a subnet"),
         mode: Mode::Pool,
         range: AddressRange::new([10, 107, 200, 1].into(), [10, 107, 200, 4].into()),
-        relayed: false,
-        router: None,
-        dns: Vec::new(),
-        ntp: Vec::new(),
-        domain: None,
-        search: Vec::new(),
-        mtu: None,
-        routes: Vec::new(),
         lease_seconds: 600,
-        options: BTreeMap::new(),
-        loaders: BTreeMap::new(),
-        quiet_ipv6: true,
-        discovery: None,
+        ..Network::plain(
+            network_name(),
+            "eth1.107".parse().expect("a link"),
+            "10.107.0.0/16".parse().expect("a subnet"),
+        )
     };
     let profile = |name: &str, purpose, disk| Profile {
         name: name.parse().expect("a name"),

@@ -649,24 +649,14 @@ fn assert_same(found: &Site, wanted: &Site) {
 
 fn spec() -> SiteSpec {
     let network = Network {
-        name: "lab".parse().unwrap(),
-        link: "eth1".parse().unwrap(),
-        subnet: "10.107.0.0/24".parse().unwrap(),
         mode: Mode::Pool,
         range: Some("10.107.0.100-150".parse().unwrap()),
-        relayed: false,
-        router: None,
-        dns: Vec::new(),
-        ntp: Vec::new(),
-        domain: None,
-        search: Vec::new(),
-        mtu: None,
-        routes: Vec::new(),
         lease_seconds: 3600,
-        options: BTreeMap::new(),
-        loaders: BTreeMap::new(),
-        quiet_ipv6: false,
-        discovery: None,
+        ..Network::plain(
+            "lab".parse().unwrap(),
+            "eth1".parse().unwrap(),
+            "10.107.0.0/24".parse().unwrap(),
+        )
     };
     let profile = Profile {
         name: "worker".parse().unwrap(),

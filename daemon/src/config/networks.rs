@@ -14,7 +14,6 @@ use super::judge::{address, list, loaders, missing, need, parse, seconds};
 use super::read::{Given, Table};
 use super::{Settings, TftpEngine};
 
-const LEASE_SECONDS: u32 = 12 * 3600;
 const LEASE_SECONDS_MIN: u32 = 120;
 const LEASE_SECONDS_MAX: u32 = 365 * 86_400;
 /// RFC 791, 3.1: "All hosts must be prepared to accept datagrams of up to 576 octets".
@@ -300,7 +299,7 @@ fn static_routes(
 
 fn lease_seconds(given: &Given<String>, faults: &Faults) -> u32 {
     let Some((place, text)) = given.good() else {
-        return LEASE_SECONDS;
+        return Network::LEASE_SECONDS;
     };
     let seconds = seconds(text);
     match seconds {
@@ -312,7 +311,7 @@ fn lease_seconds(given: &Given<String>, faults: &Faults) -> u32 {
                 "write a number and s, m, h or d, from 120s to 365d, such as 12h",
             );
             faults.add_malformed(place, "lease", &malformed);
-            LEASE_SECONDS
+            Network::LEASE_SECONDS
         }
     }
 }

@@ -32,24 +32,21 @@ fn now() -> Timestamp {
 
 fn network(mode: Mode) -> Network {
     Network {
-        name: "lab".parse().unwrap(),
-        link: "eth1".parse().unwrap(),
-        subnet: "10.107.0.0/24".parse().unwrap(),
         mode,
         range: (mode == Mode::Pool).then(|| "10.107.0.100-150".parse().unwrap()),
-        relayed: false,
         router: Some(Ipv4Addr::new(10, 107, 0, 254)),
         dns: vec![SERVER],
-        ntp: vec![],
         domain: Some("lab.example".parse().unwrap()),
         search: vec!["lab.example".parse().unwrap()],
         mtu: Some(1400),
         routes: vec![("192.0.2.0/24".parse().unwrap(), SERVER)],
         lease_seconds: 3600,
         options: [(125, vec![1, 2]), (54, vec![9, 9, 9, 9])].into(),
-        loaders: [].into(),
-        quiet_ipv6: true,
-        discovery: None,
+        ..Network::plain(
+            "lab".parse().unwrap(),
+            "eth1".parse().unwrap(),
+            "10.107.0.0/24".parse().unwrap(),
+        )
     }
 }
 
