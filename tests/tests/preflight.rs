@@ -73,7 +73,7 @@ const GOOD: Case = Case {
     ahead: Some(0),
     harm: |_| None,
     red: &[],
-    shown: "1 used by their machines",
+    shown: "used by their machines: 1",
 };
 
 struct World {
