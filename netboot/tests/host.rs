@@ -12,7 +12,7 @@ use netboot::host::{
     Address, HostLink, HostSpec, HostState, LinkPolicy, LinkState, Masquerade, ObstacleKind,
     Operation, Owned, PresentKind, ReversePath, Service, Transport, diff, restore, ruleset, target,
 };
-use netboot::link::{Link, LinkKind, MAIN_TABLE, Route, policy_routing};
+use netboot::link::{BondMode, Link, LinkKind, MAIN_TABLE, Route, policy_routing};
 use netboot::net::{LinkName, VlanId};
 
 fn name(text: &str) -> LinkName {
@@ -38,6 +38,14 @@ fn bridge(ports: &[&str]) -> LinkKind {
     LinkKind::Bridge {
         ports: ports.iter().map(|port| name(port)).collect(),
         stp: false,
+    }
+}
+
+fn bond(ports: &[&str]) -> LinkKind {
+    LinkKind::Bond {
+        mode: BondMode::Lacp,
+        ports: ports.iter().map(|port| name(port)).collect(),
+        monitor_millis: 100,
     }
 }
 
@@ -124,6 +132,34 @@ fn site() -> HostSpec {
         }],
         confirm_seconds: 60,
     }
+}
+
+fn links(links: Vec<HostLink>) -> HostSpec {
+    HostSpec {
+        links,
+        ..HostSpec::default()
+    }
+}
+
+fn address(text: &str, ours: bool) -> Address {
+    let net = net(text);
+    Address { net, ours }
+}
+
+fn ours(index: u32, kind: &LinkKind) -> LinkState {
+    LinkState {
+        ours: true,
+        ..there(index, kind)
+    }
+}
+
+/// The bastion after a plan for it, which is carried out step by step.
+fn planned(spec: &HostSpec, present: &HostState) -> HostState {
+    let goal = target(spec, present);
+    assert!(!goal.is_refused(), "{:?}", goal.obstacles);
+    let after = carried_out(present.clone(), &diff(present, &goal.state));
+    assert_eq!(after, goal.state);
+    after
 }
 
 fn carried_out(mut state: HostState, operations: &[Operation]) -> HostState {
@@ -230,4 +266,130 @@ fn the_firewall_names_only_the_ports_and_links_of_the_site() {
             .iter()
             .all(|drop| drop.to_string().contains("67") || drop.to_string().contains("eth1.107"))
     );
+}
+
+#[test]
+fn a_bridge_that_becomes_a_bond_does_not_take_down_ports_that_others_lean_on() {
+    let mut present = bastion();
+    present.links.insert(name("lan"), ours(4, &bridge(&[])));
+    let uplink = present.links.get_mut(&name("eth0")).unwrap();
+    uplink.master = Some(name("lan"));
+    let spec = links(vec![wanted("lan", bond(&[]), &[])]);
+    assert!(target(&spec, &present).is_refused());
+}
+
+#[test]
+fn a_bridge_that_becomes_a_vlan_lets_its_ports_go() {
+    let mut present = bastion();
+    present.links.insert(name("lan"), ours(4, &bridge(&[])));
+    let port = present.links.get_mut(&name("eth1")).unwrap();
+    port.master = Some(name("lan"));
+    let spec = links(vec![wanted("lan", vlan("eth1", 107), &[])]);
+    assert_eq!(planned(&spec, &present).links[&name("eth1")].master, None);
+}
+
+#[test]
+fn a_bond_takes_a_link_and_a_vlan_on_it_as_ports() {
+    let mut present = bastion();
+    let spec = links(vec![
+        wanted("bond0", bond(&["eth1", "eth1.7"]), &[]),
+        wanted("eth1.7", vlan("eth1", 7), &[]),
+    ]);
+    let after = planned(&spec, &present);
+    assert_eq!(after.ports_of(&name("bond0")).count(), 2);
+
+    // A VLAN can't be up, and so in a bond, before its parent is.
+    let others = there(4, &vlan("eth1", 8));
+    present.links.insert(
+        name("eth1.8"),
+        LinkState {
+            up: false,
+            ..others
+        },
+    );
+    let spec = links(vec![wanted("bond0", bond(&["eth1.8"]), &[])]);
+    assert!(planned(&spec, &present).links[&name("eth1")].up);
+}
+
+#[test]
+fn the_mtu_that_a_bond_takes_from_a_vlan_on_its_port_is_said_at_once() {
+    let mut present = bastion();
+    present.links.get_mut(&name("eth1")).unwrap().mtu = 9000;
+    let mut tagged = wanted("eth1.7", vlan("eth1", 7), &[]);
+    tagged.link.mtu = Some(9000);
+    let spec = links(vec![wanted("bond0", bond(&["eth1"]), &[]), tagged]);
+    let said = target(&spec, &present).obstacles;
+    assert!(
+        said.iter().any(|said| said.problem.contains("MTU")),
+        "{said:?}"
+    );
+    assert_eq!(target(&spec, &planned(&spec, &present)).obstacles, said);
+}
+
+#[test]
+fn an_address_stays_while_one_behind_it_is_the_source_of_anothers_route() {
+    let mut present = bastion();
+    let mut lan = ours(4, &bridge(&[]));
+    lan.addresses = vec![address("10.2.0.1/24", true), address("10.2.0.3/24", true)];
+    present.links.insert(name("lan"), lan.clone());
+    let uplink = present.links.get_mut(&name("eth0")).unwrap();
+    let what = Route {
+        source: Some("10.2.0.3".parse().unwrap()),
+        ..route("10.9.0.0/16", Some("203.0.113.2"))
+    };
+    uplink.routes.insert(Owned { what, ours: false });
+    let spec = links(vec![wanted("lan", bridge(&[]), &[])]);
+    let after = planned(&spec, &present);
+    assert_eq!(after.links[&name("lan")].addresses, lan.addresses);
+}
+
+#[test]
+fn a_wanted_route_whose_network_is_no_longer_wanted_goes_with_it_and_is_named() {
+    let mut present = bastion();
+    let mut lan = ours(4, &bridge(&[]));
+    let led = route("10.9.0.0/16", Some("10.2.0.254"));
+    lan.addresses = vec![address("10.2.0.1/24", true)];
+    lan.routes.insert(Owned {
+        what: led,
+        ours: true,
+    });
+    present.links.insert(name("lan"), lan);
+    let mut bare = wanted("lan", bridge(&[]), &[]);
+    bare.link.routes.push(led);
+    let spec = links(vec![bare]);
+    let after = planned(&spec, &present);
+    assert!(after.links[&name("lan")].routes.is_empty());
+    assert_eq!(target(&spec, &after).obstacles.len(), 1);
+}
+
+#[test]
+fn the_way_back_leaves_an_address_that_anothers_route_has_come_to_need() {
+    let mut present = bastion();
+    let spare = present.links.get_mut(&name("eth1")).unwrap();
+    spare.up = true;
+    let what = route("10.9.0.0/16", None);
+    spare.routes.insert(Owned { what, ours: false });
+    let spec = links(vec![wanted("eth1", card(), &["10.2.0.1/24"])]);
+    let operations = diff(&present, &target(&spec, &present).state);
+    let after = planned(&spec, &present);
+    assert_eq!(restore(&present, &operations, &after), []);
+}
+
+#[test]
+fn the_way_back_gives_a_bonds_ports_their_own_mtu_again() {
+    let mut present = bastion();
+    present.links.insert(name("bond0"), ours(4, &bond(&[])));
+    let port = present.links.get_mut(&name("eth1")).unwrap();
+    (port.master, port.up) = (Some(name("bond0")), true);
+    let mut jumbo = wanted("bond0", bond(&["eth1"]), &[]);
+    jumbo.link.mtu = Some(9000);
+    for mtu in [1500, 1400] {
+        present.links.get_mut(&name("eth1")).unwrap().mtu = mtu;
+        let spec = links(vec![jumbo.clone()]);
+        let operations = diff(&present, &target(&spec, &present).state);
+        let after = planned(&spec, &present);
+        assert_eq!(after.links[&name("eth1")].mtu, 9000);
+        let back = restore(&present, &operations, &after);
+        assert_eq!(carried_out(after, &back), present);
+    }
 }

@@ -29,7 +29,7 @@ pub fn diff(present: &HostState, wanted: &HostState) -> Vec<Operation> {
     way.shed_links();
     way.free_ports();
     way.shed_addresses();
-    way.grow_mtus();
+    way.grow_mtus(false);
     way.add_links();
     way.set_switches();
     way.join_ports();
@@ -38,13 +38,14 @@ pub fn diff(present: &HostState, wanted: &HostState) -> Vec<Operation> {
     way.add_routes();
     way.add_rules();
     way.shrink_mtus();
-    way.grow_mtus();
+    way.grow_mtus(true);
     way.bring_down();
     way.operations
 }
 
 /// The operations that bring back what was `before` some `operations` were begun, however far they came, from
-/// what is `present`. Of what is not ours only links that an operation names are touched, and only what operations change of a link.
+/// what is `present`. Of what is not ours only links that an operation reaches are touched, and only what operations change of
+/// a link.
 #[must_use]
 pub fn restore(
     before: &HostState,
@@ -56,7 +57,7 @@ pub fn restore(
 
 /// What is present, with everything of ours as it was.
 fn before_among(before: &HostState, operations: &[Operation], present: &HostState) -> HostState {
-    let touched: BTreeSet<&LinkName> = operations.iter().filter_map(Operation::link).collect();
+    let touched = reached(before, operations);
     let mut wanted = present.clone();
     wanted
         .links
@@ -104,6 +105,19 @@ fn before_among(before: &HostState, operations: &[Operation], present: &HostStat
     wanted
 }
 
+/// The links that operations name, and those that the kernel changes with them: their ports and the VLANs on them.
+fn reached<'a>(before: &'a HostState, operations: &'a [Operation]) -> BTreeSet<&'a LinkName> {
+    let mut reached = BTreeSet::new();
+    let mut next: Vec<&LinkName> = operations.iter().filter_map(Operation::link).collect();
+    while let Some(name) = next.pop() {
+        if reached.insert(name) {
+            next.extend(before.ports_of(name).map(|(port, _)| port));
+            next.extend(before.vlans_on(name).map(|(vlan, _)| vlan));
+        }
+    }
+    reached
+}
+
 fn addresses_before(was: &LinkState, is: &LinkState) -> Vec<Address> {
     let there = |address: &Address| is.addresses.contains(address);
     let mut addresses: Vec<Address> = was.addresses.clone();
@@ -116,6 +130,18 @@ fn addresses_before(was: &LinkState, is: &LinkState) -> Vec<Address> {
     addresses
 }
 
+/// Whether what others put on links is still there: links, addresses and routes.
+fn spares_others(before: &HostState, after: &HostState) -> bool {
+    before.links.iter().all(|(name, was)| {
+        let is = after.links.get(name);
+        let bears = |address: &Address| is.is_some_and(|is| is.addresses.contains(address));
+        let leads = |route| is.is_some_and(|is| is.routes.contains(route));
+        let mut addresses = was.addresses.iter().filter(|address| !address.ours);
+        let mut routes = was.routes.iter().filter(|route| !route.ours);
+        (was.ours || is.is_some()) && addresses.all(bears) && routes.all(leads)
+    })
+}
+
 struct Way<'a> {
     now: HostState,
     wanted: &'a HostState,
@@ -123,10 +149,12 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// Takes a step, if the kernel would.
+    /// Takes a step, if the kernel would and others lose nothing by it.
     fn go(&mut self, operation: Operation) -> bool {
-        let taken = self.now.apply(&operation).is_ok();
+        let mut next = self.now.clone();
+        let taken = next.apply(&operation).is_ok() && spares_others(&self.now, &next);
         if taken {
+            self.now = next;
             self.operations.push(operation);
         }
         taken
@@ -233,21 +261,7 @@ impl Way<'_> {
     /// Removes an address, and first the routes of ours that the kernel may remove with it.
     fn remove_address(&mut self, name: &LinkName, address: Address) {
         let net = address.net;
-        let mut leaning = Vec::new();
-        for (other, link) in &self.now.links {
-            let near = other == name;
-            let last = near
-                && !link.addresses.iter().any(|there| {
-                    there.net != net && there.net.addr().is_ipv4() == net.addr().is_ipv4()
-                });
-            let routes = link.routes.iter().filter(|route| route.ours);
-            let routes = routes.map(|route| route.what).filter(|route| {
-                let of_family = route.to.addr().is_ipv4() == net.addr().is_ipv4();
-                let by = route.via.is_some_and(|via| net.contains(&via));
-                route.source == Some(net.addr()) || near && by || last && of_family
-            });
-            leaning.extend(routes.map(|route| (other.clone(), route)));
-        }
+        let mut leaning = self.now.leaning_on(name, net);
         // Those with a gateway first: they rest on those without.
         leaning.sort_by_key(|(_, route)| route.via.is_none());
         for (other, route) in leaning {
@@ -259,10 +273,11 @@ impl Way<'_> {
         });
     }
 
-    fn grow_mtus(&mut self) {
+    /// A bond sets its ports' itself; one that somebody gave another nevertheless gets it when all else `is_done`.
+    fn grow_mtus(&mut self, is_done: bool) {
         for (link, is, wanted) in self.pairs() {
-            // A bond sets its ports' itself.
-            let led = is.master == wanted.master
+            let led = !is_done
+                && is.master == wanted.master
                 && is.master.is_some_and(|master| self.now.is_bond(&master));
             if wanted.mtu > is.mtu && !led {
                 let mtu = wanted.mtu;
@@ -328,13 +343,29 @@ impl Way<'_> {
             let Some(master) = wanted.master.filter(|_| is.master.is_none()) else {
                 continue;
             };
-            if is.up && self.now.is_bond(&master) {
+            // The bond brings it up, which a VLAN of a link that is down can't be. And a port that joined before may have
+            // brought this one up.
+            if self.now.is_bond(&master) {
+                self.bring_up_below(&is);
+            }
+            let up = self.now.links.get(&link).is_some_and(|link| link.up);
+            if up && self.now.is_bond(&master) {
                 let link = link.clone();
                 self.go(Operation::SetUp { link, up: false });
             }
             let master = Some(master);
             self.go(Operation::SetMaster { link, master });
         }
+    }
+
+    fn bring_up_below(&mut self, link: &LinkState) {
+        let Some(parent) = link.kind.parent() else {
+            return;
+        };
+        if let Some(below) = self.now.links.get(parent).cloned() {
+            self.bring_up_below(&below);
+        }
+        self.set_up(parent.clone(), true);
     }
 
     fn bring_up(&mut self) {

@@ -269,7 +269,7 @@ impl HostState {
         match &joined.kind {
             PresentKind::Known(LinkKind::Bond { .. }) => {
                 need(!up, "a port joins a bond while it is down")?;
-                self.raise(name);
+                self.bring_up(name)?;
                 self.resize(name, mtu);
             }
             PresentKind::Known(LinkKind::Bridge { .. }) => {}
@@ -323,6 +323,24 @@ impl HostState {
                 .collect();
         }
         Ok(())
+    }
+
+    /// The routes of ours that the kernel may remove with an address.
+    pub(super) fn leaning_on(&self, name: &LinkName, net: IpNet) -> Vec<(LinkName, Route)> {
+        let of_family = |other: IpNet| other.addr().is_ipv4() == net.addr().is_ipv4();
+        let mut leaning = Vec::new();
+        for (other, link) in &self.links {
+            let near = other == name;
+            let mut addresses = link.addresses.iter();
+            let last = near && !addresses.any(|there| there.net != net && of_family(there.net));
+            let routes = link.routes.iter().filter(|route| route.ours);
+            let routes = routes.map(|route| route.what).filter(|route| {
+                let by = route.via.is_some_and(|via| net.contains(&via));
+                route.source == Some(net.addr()) || near && by || last && of_family(route.to)
+            });
+            leaning.extend(routes.map(|route| (other.clone(), route)));
+        }
+        leaning
     }
 
     /// Whether the kernel would take a route that leaves by this link.

@@ -71,6 +71,10 @@ pub fn target(spec: &HostSpec, present: &HostState) -> Target {
         plan.place(wanted);
     }
     plan.join_ports();
+    // A bond that a link joined may have shrunk what lies on that link.
+    for wanted in plan.had() {
+        plan.size(wanted);
+    }
     plan.raise();
     plan.switch();
     let names: Vec<LinkName> = plan.state.links.keys().cloned().collect();
@@ -101,12 +105,15 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn say(&mut self, kind: ObstacleKind, link: &LinkName, problem: String, remedy: String) {
-        self.obstacles.push(Obstacle {
+        let obstacle = Obstacle {
             link: link.clone(),
             problem,
             remedy,
             kind,
-        });
+        };
+        if !self.obstacles.contains(&obstacle) {
+            self.obstacles.push(obstacle);
+        }
     }
 
     fn waits(&mut self, link: &LinkName, problem: String, remedy: String) {
@@ -184,7 +191,7 @@ impl<'a> Plan<'a> {
         };
         let port = || {
             let mut ports = self.present.ports_of(name).filter(|_| link.kind.is_bond());
-            let (port, _) = ports.find(|(port, _)| self.present.is_leant_on(port))?;
+            let (port, _) = ports.find(|(port, _)| self.is_leant_on(port))?;
             Some(format!("what others put on its port {port}"))
         };
         address
@@ -217,6 +224,17 @@ impl<'a> Plan<'a> {
         !route.ours || is_default(&route.what) && !named.any(same_kind)
     }
 
+    /// Whether a link can't be taken down for a moment: others, or a default route that has to stay, would lose by it.
+    fn is_leant_on(&self, name: &LinkName) -> bool {
+        let stays = |link: &LinkState| link.routes.iter().any(|route| self.stays(route));
+        self.present.is_leant_on(name)
+            || self.present.links.get(name).is_some_and(stays)
+            || self
+                .present
+                .vlans_on(name)
+                .any(|(vlan, _)| self.is_leant_on(vlan))
+    }
+
     /// What of others rests on an address of ours.
     fn needing(
         &self,
@@ -234,6 +252,13 @@ impl<'a> Plan<'a> {
             let behind = near.find(|there| !there.ours && same_subnet(there.net, net));
             if let Some(behind) = behind {
                 return Some(format!("the address {} behind it", behind.net));
+            }
+            let mut behind = bearer
+                .addresses
+                .iter()
+                .filter(|there| there.net != net && same_subnet(there.net, net));
+            if let Some(needing) = behind.find_map(|there| self.needing(name, there, gone)) {
+                return Some(needing);
             }
         }
         let alone = !bearer
@@ -311,7 +336,13 @@ impl<'a> Plan<'a> {
             }
             return alike;
         }
-        if let Some(lost) = self.lost_with(name, &BTreeSet::new()) {
+        let flapping = || {
+            let into_bond = present.is_bond() && !link.kind.is_bond();
+            let mut ports = self.present.ports_of(name).filter(|_| into_bond);
+            let (port, _) = ports.find(|(port, _)| self.is_leant_on(port))?;
+            Some(format!("what others put on its port {port}"))
+        };
+        if let Some(lost) = self.lost_with(name, &BTreeSet::new()).or_else(flapping) {
             let problem = format!("has to be made anew, and {lost} would go with it");
             let remedy = format!("remove that first, or both with `ip link delete {name}`");
             self.refuse(name, problem, remedy);
@@ -333,6 +364,12 @@ impl<'a> Plan<'a> {
         }
         let link = self.state.fresh_link(kind, None, None);
         self.state.links.insert(name.clone(), link);
+        // A link that was a bridge or bond until now lets its ports go.
+        if kind.parent().is_some() {
+            for link in self.state.links.values_mut() {
+                link.master.take_if(|master| master == name);
+            }
+        }
         true
     }
 
@@ -429,7 +466,7 @@ impl<'a> Plan<'a> {
         let flaps = is_bond || other.is_some_and(|other| self.state.is_bond(other));
         let bears = link.addresses.iter().any(|address| !address.ours)
             || link.routes.iter().any(|route| self.stays(route));
-        if !joined && (bears || flaps && self.present.is_leant_on(port)) {
+        if !joined && (bears || flaps && self.is_leant_on(port)) {
             let problem = format!("its port {port} bears addresses, routes or VLANs of others");
             let remedy = format!("move them to {master}, or leave {port} out of the ports");
             self.refuse(master, problem, remedy);
@@ -460,7 +497,7 @@ impl<'a> Plan<'a> {
             .map(|(port, link)| (port.clone(), link.clone()))
             .collect();
         for (port, link) in others {
-            let flaps = self.state.is_bond(master) && self.present.is_leant_on(&port);
+            let flaps = self.state.is_bond(master) && self.is_leant_on(&port);
             if link.ours && self.state.is_ours(master) && !flaps {
                 if let Some(link) = self.state.links.get_mut(&port) {
                     link.master = None;
@@ -534,9 +571,10 @@ impl<'a> Plan<'a> {
         let Some(link) = self.state.links.get(name) else {
             return;
         };
-        let mut kept = link.addresses.clone();
+        let there = link.addresses.clone();
+        let mut kept = there.clone();
         let none = BTreeSet::new();
-        for address in link.addresses.clone() {
+        for address in there.iter().copied() {
             if !address.ours || wanted.contains(&address.net) {
                 continue;
             }
@@ -572,8 +610,25 @@ impl<'a> Plan<'a> {
                 kept.retain(|there| !same_subnet(there.net, *net));
             }
         }
+        for address in there.into_iter().rev() {
+            if !kept.contains(&address) {
+                self.drop_address(name, address);
+            }
+        }
         if let Some(link) = self.state.links.get_mut(name) {
             link.addresses = kept;
+        }
+    }
+
+    /// Routes that go with an address come back only where they have a way without it.
+    fn drop_address(&mut self, name: &LinkName, address: Address) {
+        for (bearer, what) in self.state.leaning_on(name, address.net) {
+            if let Some(link) = self.state.links.get_mut(&bearer) {
+                link.routes.remove(&Owned { what, ours: true });
+            }
+        }
+        if let Some(link) = self.state.links.get_mut(name) {
+            link.addresses.retain(|there| *there != address);
         }
     }
 
