@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::http::StatusCode;
-use clap::Args;
 use netboot::attempt::Fact;
 use netboot::event::Event;
 use netboot::net::{LinkName, Timestamp};
@@ -26,33 +25,13 @@ use crate::http::words::{Problem, Reloaded};
 use crate::ledger::Ledger;
 use crate::link::Links;
 use crate::loaders::Tftp;
+use crate::places::Options;
 use crate::plan::{self, Difference};
 use crate::preflight::{self, Scene, Verified};
 use crate::ra::QuietIpv6;
 use crate::simulate::Stand;
 use crate::status::{Health, RefusedSite, SiteFiles, Status, Surroundings};
 use crate::{notify, store};
-
-/// Where the site's files are.
-pub const SITE: &str = "/etc/reveille";
-/// Where the daemon keeps what it must not forget.
-pub const STATE: &str = "/var/lib/reveille";
-/// Where the daemon listens for administrators.
-pub const SOCKET: &str = "/run/reveille/control.sock";
-
-/// Where the daemon finds everything.
-#[derive(Clone, Debug, Args)]
-pub struct Options {
-    /// The directory of the site's files
-    #[arg(long, env = "REVEILLE_SITE", default_value = SITE, value_name = "DIR")]
-    pub site: PathBuf,
-    /// The directory of records, artefacts and certificates
-    #[arg(long, env = "REVEILLE_STATE", default_value = STATE, value_name = "DIR")]
-    pub state: PathBuf,
-    /// The control socket
-    #[arg(long, env = "REVEILLE_SOCKET", default_value = SOCKET, value_name = "PATH")]
-    pub socket: PathBuf,
-}
 
 /// What runs, for whoever asks the daemon.
 pub struct Bastion {

@@ -11,11 +11,11 @@ use clap::{Args, Parser, Subcommand};
 use images::ArtifactName;
 use netboot::net::{Digest, NodeName};
 
-use crate::bastion::{Options, SITE, SOCKET, STATE};
 use crate::config::check;
 use crate::host::export::ExportOptions;
 use crate::host::words::Wish;
-use crate::preflight;
+use crate::places::{Options, SITE, SOCKET, STATE};
+use crate::preflight::check::Id;
 use crate::simulate::Question;
 
 /// Wakes bare metal in the right order: DHCP, TFTP, boot scripts and configs for machines that netboot.
@@ -170,7 +170,7 @@ pub struct PreflightOptions {
     pub state: PathBuf,
     /// Let a check fail without counting it; may be given again
     #[arg(long, value_name = "CHECK", value_enum)]
-    pub skip: Vec<preflight::Id>,
+    pub skip: Vec<Id>,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

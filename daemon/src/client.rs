@@ -13,9 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use netboot::attempt::Entry;
-use netboot::net::Timestamp;
 use netboot::site::Site;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -26,6 +24,7 @@ use crate::config;
 use crate::controller::now;
 use crate::failure::{Exit, Failure, faulty_site, print};
 use crate::http::words::{Consent, Exported, Problem, Reloaded};
+use crate::show::{json, moment, table, table_text};
 use crate::simulate::{self, Stand};
 use crate::status::{NodeDetail, NodeStatus, Status, Why};
 use crate::store;
@@ -378,34 +377,6 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::of(Exit::Failed, "starting the runtime", &error))
-}
-
-/// One JSON document, as people can read it too.
-pub(crate) fn json(value: &impl Serialize) -> String {
-    serde_json::to_string_pretty(value).expect("our own shapes are always JSON") + "\n"
-}
-
-/// A table without frames: it survives `grep` and `awk`.
-pub(crate) fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(header.iter().map(|name| name.to_uppercase()));
-    table
-}
-
-/// A table as text.
-pub(crate) fn table_text(table: &Table) -> String {
-    let mut text = table.trim_fmt();
-    text.push('\n');
-    text
-}
-
-/// A moment as people read it.
-pub(crate) fn moment(at: Timestamp) -> String {
-    i64::try_from(at.millis())
-        .ok()
-        .and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok())
-        .map_or_else(|| at.millis().to_string(), |moment| format!("{moment:.0}"))
 }
 
 fn no_connection(socket: &Path, error: &std::io::Error) -> Failure {

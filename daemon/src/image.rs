@@ -12,8 +12,9 @@ use netboot::net::Digest;
 use serde::Serialize;
 
 use crate::cli::{DepotOf, ImageCommand, Socket};
-use crate::client::{Ask, ask, json, runtime, table, table_text};
+use crate::client::{Ask, ask, runtime};
 use crate::failure::{Exit, Failure, print};
+use crate::show::{json, table, table_text};
 
 /// One name, as `list` shows it.
 #[derive(Serialize)]

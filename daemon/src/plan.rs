@@ -16,10 +16,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::cli::SitePlanOptions;
-use crate::client::{Ask, ask, json, table, table_text};
+use crate::client::{Ask, ask};
 use crate::config::Settings;
 use crate::failure::{Exit, Failure, print};
 use crate::host::words;
+use crate::show::{json, table, table_text};
 use crate::status::NodeStatus;
 
 /// What would change.

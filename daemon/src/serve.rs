@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::bastion::{Bastion, Options, Servers, load};
+use crate::bastion::{Bastion, Servers, load};
 use crate::config::Settings;
 use crate::controller::{Controller, NotWritten, now};
 use crate::dhcp::{self};
@@ -33,6 +33,7 @@ use crate::http::{self, web};
 use crate::ledger::Ledger;
 use crate::link::{self, Links};
 use crate::loaders::{self};
+use crate::places::Options;
 use crate::ra::{self};
 use crate::status::{Health, SiteFiles};
 use crate::store::{Opened, Store};

@@ -1,11 +1,13 @@
 //! `reveille check`: judges a site offline and says everything that is wrong with it, for people, for scripts
 //! (`--json`), and for editors (`--schema`).
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
 use schemars::Schema;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::file;
 use super::{Fault, load};
@@ -119,8 +121,23 @@ pub fn schema(kind: Kind) -> String {
         Kind::Machines => schemars::schema_for!(file::Machines),
         Kind::Profile => schemars::schema_for!(file::Profile),
     };
-    let text = serde_json::to_string_pretty(schema.as_value());
+    let text = serde_json::to_string_pretty(&sorted(schema.as_value()));
     text.expect("a schema is JSON") + "\n"
+}
+
+/// With every object's keys in alphabetical order, whatever order the build of serde_json keeps.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let members: BTreeMap<_, _> = members.iter().collect();
+            let members = members.into_iter();
+            members
+                .map(|(key, member)| (key.clone(), sorted(member)))
+                .collect()
+        }
+        Value::Array(items) => items.iter().map(sorted).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
+    }
 }
 
 fn counted(count: usize, noun: &str) -> String {

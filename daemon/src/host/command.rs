@@ -8,12 +8,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cli::{ApplyOptions, HostCommand, PlanOptions, Socket};
-use crate::client::{Ask, ask, json, moment, runtime, table, table_text};
+use crate::client::{Ask, ask, runtime};
 use crate::config;
 use crate::failure::{Exit, Failure, faulty_site, print};
 use crate::host::export;
 use crate::host::kernel::Kernel;
 use crate::host::words::{Applied, Done, HostReport, Last, Obstructed, Outcome, Plan, Step, Wish};
+use crate::show::{json, moment, table, table_text};
 
 /// How long an apply is watched before the administrator is left with it.
 const PROOF_TIME: Duration = Duration::from_secs(5);

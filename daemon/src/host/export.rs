@@ -9,9 +9,9 @@ use clap::{Args, ValueEnum};
 use ignition::network::export::{Export, Format, export};
 use ignition::network::{File, is_ours};
 
-use crate::bastion::{SITE, STATE};
 use crate::config;
 use crate::failure::{Exit, Failure, faulty_site, print};
+use crate::places::{SITE, STATE};
 
 /// What is written, and where.
 #[derive(Debug, Args)]

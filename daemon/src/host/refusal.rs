@@ -3,11 +3,11 @@
 use axum::http::StatusCode;
 use netboot::net::Timestamp;
 
-use crate::client::moment;
 use crate::host::journal::JournalError;
 use crate::host::kernel::Failed;
 use crate::host::words::Obstructed;
 use crate::http::words::Problem;
+use crate::show::moment;
 
 /// Why not.
 #[derive(Debug, thiserror::Error)]

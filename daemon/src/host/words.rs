@@ -4,9 +4,9 @@ use netboot::host::{self, HostSpec, HostState, Obstacle, ObstacleKind, Operation
 use netboot::net::{LinkName, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::client::moment;
 use crate::host::kernel::Failed;
 use crate::host::rivals::Rival;
+use crate::show::moment;
 
 /// What differs from the site's files, and so what an apply would do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

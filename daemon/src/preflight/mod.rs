@@ -15,6 +15,7 @@
 //! Nothing is changed anywhere. What is sent is what machines send anyway (DISCOVER, ARP, pings, questions), in small
 //! numbers and bounded.
 
+pub mod check;
 mod clock;
 mod frames;
 mod host;
@@ -37,144 +38,12 @@ use tokio::task::JoinSet;
 use crate::http::Ports;
 use crate::link::Links;
 
+pub use check::{Check, Id, Outcome};
 pub use local::Verified;
 pub use told::preflight;
 
 /// How long any hand may take.
 const HAND_TIME: Duration = Duration::from_secs(14);
-
-/// The checks, by names that stay.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Id {
-    /// Each served link is there and has our address of its networks; what the site lists is so.
-    HostLinks,
-    /// The link has a carrier, and frames come in by it.
-    VlanCarriesFrames,
-    /// No other server answers DHCP, or in mode `proxy` exactly one does.
-    RogueDhcp,
-    /// Nobody else uses an address that is reserved or ours.
-    DuplicateAddress,
-    /// Routers and gateways answer.
-    Gateway,
-    /// Packets of the network's size come through.
-    PathMtu,
-    /// Names and addresses of machines agree in DNS.
-    DnsRecords,
-    /// Names that nobody gave have no address.
-    DnsWildcard,
-    /// The bastion's clock and the NTP servers' agree.
-    NtpOffset,
-    /// The ports that are served are ours or free.
-    Ports,
-    /// The state directory has room.
-    DiskSpace,
-    /// Every artefact is there, with the content it is known by.
-    Artefacts,
-    /// Certificates are valid, and for a while yet.
-    Certificates,
-}
-
-impl Id {
-    /// The name in tables, JSON and `--skip`.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::HostLinks => "host-links",
-            Self::VlanCarriesFrames => "vlan-carries-frames",
-            Self::RogueDhcp => "rogue-dhcp",
-            Self::DuplicateAddress => "duplicate-address",
-            Self::Gateway => "gateway",
-            Self::PathMtu => "path-mtu",
-            Self::DnsRecords => "dns-records",
-            Self::DnsWildcard => "dns-wildcard",
-            Self::NtpOffset => "ntp-offset",
-            Self::Ports => "ports",
-            Self::DiskSpace => "disk-space",
-            Self::Artefacts => "artefacts",
-            Self::Certificates => "certificates",
-        }
-    }
-}
-
-/// How a check came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// As it should be.
-    Pass,
-    /// Worth a look; nothing is held back for it.
-    Warn,
-    /// Machines would not boot, or would boot wrong.
-    Fail,
-}
-
-impl Outcome {
-    /// The word in tables and JSON.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Pass => "pass",
-            Self::Warn => "warn",
-            Self::Fail => "fail",
-        }
-    }
-}
-
-/// One check of one thing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Check {
-    /// Which check.
-    pub id: Id,
-    /// Of what: `network provisioning`, `link eth1.107`.
-    pub subject: String,
-    /// How it came out.
-    pub result: Outcome,
-    /// What was seen.
-    pub evidence: String,
-    /// What to do about it; only of what did not pass.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
-
-impl Check {
-    fn pass(id: Id, subject: impl Into<String>, evidence: impl Into<String>) -> Self {
-        Self {
-            id,
-            subject: subject.into(),
-            result: Outcome::Pass,
-            evidence: evidence.into(),
-            remedy: None,
-        }
-    }
-
-    fn warn(
-        id: Id,
-        subject: impl Into<String>,
-        evidence: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self {
-            result: Outcome::Warn,
-            remedy: Some(remedy.into()),
-            ..Self::pass(id, subject, evidence)
-        }
-    }
-
-    fn fail(
-        id: Id,
-        subject: impl Into<String>,
-        evidence: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self {
-            result: Outcome::Fail,
-            ..Self::warn(id, subject, evidence, remedy)
-        }
-    }
-}
 
 /// Everything that was checked, in a fixed order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Check, Id, Outcome, Report, Scene, blocks, run};
-use crate::bastion::SITE;
 use crate::cli::PreflightOptions;
-use crate::client::{Ask, ask, json, runtime, table, table_text};
+use crate::client::{Ask, ask, runtime};
 use crate::config;
 use crate::controller::now;
 use crate::failure::{Exit, Failure, faulty_site, print};
 use crate::link;
+use crate::places::SITE;
+use crate::show::{json, table, table_text};
 
 /// `reveille preflight`
 ///
