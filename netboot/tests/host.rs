@@ -393,3 +393,26 @@ fn the_way_back_gives_a_bonds_ports_their_own_mtu_again() {
         assert_eq!(carried_out(after, &back), present);
     }
 }
+
+#[test]
+fn a_bond_goes_on_without_a_port_whose_parent_has_a_smaller_mtu() {
+    let mut present = bastion();
+    present.links.get_mut(&name("eth1")).unwrap().mtu = 1400;
+    let mut tagged = there(4, &vlan("eth1", 7));
+    (tagged.mtu, tagged.up) = (1400, false);
+    present.links.insert(name("eth1.7"), tagged);
+    let spec = links(vec![wanted("bond0", bond(&["eth1.7"]), &[])]);
+    assert_eq!(target(&spec, &present).obstacles.len(), 1);
+    assert_eq!(planned(&spec, &present).links[&name("eth1.7")].master, None);
+}
+
+#[test]
+fn a_bridge_takes_no_port_that_lies_on_it() {
+    let mut present = bastion();
+    present.links.insert(name("lan"), there(4, &bridge(&[])));
+    present
+        .links
+        .insert(name("lan.7"), there(5, &vlan("lan", 7)));
+    let spec = links(vec![wanted("lan", bridge(&["lan.7"]), &[])]);
+    assert!(target(&spec, &present).is_refused());
+}

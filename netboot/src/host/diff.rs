@@ -365,7 +365,11 @@ impl Way<'_> {
         if let Some(below) = self.now.links.get(parent).cloned() {
             self.bring_up_below(&below);
         }
-        self.set_up(parent.clone(), true);
+        // One that should be down goes down again at the end.
+        if self.now.links.get(parent).is_some_and(|below| !below.up) {
+            let link = parent.clone();
+            self.go(Operation::SetUp { link, up: true });
+        }
     }
 
     fn bring_up(&mut self) {

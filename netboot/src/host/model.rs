@@ -27,6 +27,8 @@ const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 /// What an Ethernet link starts with (`ETH_DATA_LEN`).
 const MTU_DEFAULT: u32 = 1500;
 
+const TOO_SMALL: &str = "the VLAN's parent has a smaller MTU";
+
 /// Why the kernel would refuse an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -218,12 +220,10 @@ impl HostState {
     fn set_mtu(&mut self, name: &LinkName, mtu: u32) -> Result<(), Inapplicable> {
         need(MTU.contains(&mtu), "an MTU is 68 to 65535")?;
         let link = self.link(name)?;
-        let parent = link
-            .kind
-            .parent()
-            .and_then(|parent| self.links.get(parent))
-            .map_or(mtu, |parent| parent.mtu);
-        need(mtu <= parent, "the VLAN's parent has a smaller MTU")?;
+        let ports = self.ports_of(name).filter(|_| link.kind.is_bond());
+        let most = ports.map(|(_, port)| port).chain([link]);
+        let most = most.filter_map(|link| self.most_of(link)).min();
+        need(most.is_none_or(|most| mtu <= most), TOO_SMALL)?;
         let is_bond = link.kind.is_bond();
         self.resize(name, mtu);
         if is_bond {
@@ -233,6 +233,25 @@ impl HostState {
             }
         }
         Ok(())
+    }
+
+    /// Whether a link is another or lies on it, as its VLAN, its bridge or bond, or through such ones.
+    pub(super) fn lies_on(&self, upper: &LinkName, lower: &LinkName) -> bool {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![upper]);
+        while let Some(name) = next.pop() {
+            if seen.insert(name) {
+                let link = self.links.get(name);
+                next.extend(link.and_then(|link| link.kind.parent()));
+                next.extend(self.ports_of(name).map(|(port, _)| port));
+            }
+        }
+        seen.contains(lower)
+    }
+
+    /// The largest MTU that a link can have: a VLAN's is its parent's.
+    pub(super) fn most_of(&self, link: &LinkState) -> Option<u32> {
+        let parent = self.links.get(link.kind.parent()?)?;
+        Some(parent.mtu)
     }
 
     /// Sets the MTU of a link, and shrinks the VLANs on it to it.
@@ -263,12 +282,15 @@ impl HostState {
             return Ok(());
         };
         need(link.master.is_none(), "the link is a port already")?;
+        need(!self.lies_on(name, master), "the link would lie on itself")?;
         let up = link.up;
         let joined = self.link(master)?;
         let mtu = joined.mtu;
         match &joined.kind {
             PresentKind::Known(LinkKind::Bond { .. }) => {
                 need(!up, "a port joins a bond while it is down")?;
+                let most = self.most_of(link);
+                need(most.is_none_or(|most| mtu <= most), TOO_SMALL)?;
                 self.bring_up(name)?;
                 self.resize(name, mtu);
             }

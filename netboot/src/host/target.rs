@@ -378,20 +378,22 @@ impl<'a> Plan<'a> {
         let Some((mtu, link)) = wanted.link.mtu.zip(self.state.links.get(name)) else {
             return;
         };
-        let parent = link.kind.parent();
-        let parent = parent.and_then(|parent| Some((parent, self.state.links.get(parent)?.mtu)));
-        if let Some((parent, most)) = parent.filter(|(_, most)| *most < mtu) {
+        let is_bond = link.kind.is_bond();
+        let bearers = self.state.ports_of(name).filter(|_| is_bond);
+        let bearers: Vec<_> = bearers.chain([(name, link)]).collect();
+        let low = bearers.iter().find_map(|(_, bearer)| {
+            let most = self.state.most_of(bearer).filter(|most| *most < mtu)?;
+            Some((bearer.kind.parent()?.clone(), most))
+        });
+        if let Some((parent, most)) = low {
             let problem = format!("can't have MTU {mtu}: its parent {parent} has {most}");
             let remedy = format!("list {parent} with `mtu: {mtu}`");
             self.waits(name, problem, remedy);
             return;
         }
-        let is_bond = link.kind.is_bond();
-        let bearers = self.state.ports_of(name).filter(|_| is_bond);
-        let bearers: Vec<_> = bearers.map(|(port, _)| port).chain([name]).collect();
         let shrunk = bearers
             .into_iter()
-            .find_map(|bearer| self.shrunk_above(bearer, mtu));
+            .find_map(|(bearer, _)| self.shrunk_above(bearer, mtu));
         if let Some(other) = shrunk {
             let problem = format!("can't have MTU {mtu}: {other}, which others made, would shrink");
             let remedy = format!("`ip link set {other} mtu {mtu}` first");
@@ -463,6 +465,12 @@ impl<'a> Plan<'a> {
             self.refuse(master, problem, remedy);
             return;
         }
+        if !joined && self.state.lies_on(port, master) {
+            let problem = format!("its port {port} lies on it");
+            let remedy = format!("`ip link delete {port}`, or leave it out of the ports");
+            self.refuse(master, problem, remedy);
+            return;
+        }
         let flaps = is_bond || other.is_some_and(|other| self.state.is_bond(other));
         let bears = link.addresses.iter().any(|address| !address.ours)
             || link.routes.iter().any(|route| self.stays(route));
@@ -472,11 +480,19 @@ impl<'a> Plan<'a> {
             self.refuse(master, problem, remedy);
             return;
         }
+        let most = self.state.most_of(link);
         let mtu = self.state.links.get(master).map(|link| link.mtu);
-        if let Some(link) = self.state.links.get_mut(port) {
-            link.master = Some(master.clone());
-        }
         let led = mtu.filter(|_| is_bond && (!joined || self.is_made_anew(master)));
+        let fits = led.zip(most).is_none_or(|(mtu, most)| mtu <= most);
+        if let Some(link) = self.state.links.get_mut(port) {
+            link.master = fits.then(|| master.clone());
+        }
+        if !fits {
+            let problem = format!("its port {port} lies on a link with a smaller MTU");
+            let remedy = format!("list that one with the MTU of {master}, or give {master} its");
+            self.waits(master, problem, remedy);
+            return;
+        }
         if let Some(mtu) = led {
             self.state.resize(port, mtu);
         }
