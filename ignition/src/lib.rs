@@ -10,6 +10,7 @@
 mod format;
 pub mod network;
 mod own;
+pub mod platform;
 mod template;
 
 use std::net::Ipv4Addr;
