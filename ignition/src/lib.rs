@@ -11,6 +11,7 @@ mod format;
 pub mod network;
 mod own;
 pub mod platform;
+pub mod secret;
 mod template;
 
 use std::net::Ipv4Addr;
