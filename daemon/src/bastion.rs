@@ -26,7 +26,7 @@ use crate::ledger::Ledger;
 use crate::link::Links;
 use crate::loaders::Tftp;
 use crate::places::Options;
-use crate::plan::{self, Difference};
+use crate::plan;
 use crate::preflight::{self, Scene, Verified};
 use crate::ra::QuietIpv6;
 use crate::simulate::Stand;
@@ -216,12 +216,15 @@ impl Bastion {
         };
         let (settings, spec) = load(&options).await.map_err(|report| faulty(&report))?;
         let host = self.keeper.plan(Arc::clone(spec.host())).await?;
-        let mut beside: Vec<Difference> = plan::settings(&self.settings, &settings)
-            .into_iter()
-            .collect();
-        beside.extend(host.changes.into_iter().map(Difference::from));
+        let settings = plan::settings(&self.settings, &settings);
         let site = self.controller.snapshot().load();
-        Ok(plan::Plan::of(&site, &Arc::new(spec), beside, now()))
+        Ok(plan::Plan::of(
+            &site,
+            &Arc::new(spec),
+            settings,
+            host,
+            now(),
+        ))
     }
 
     /// Takes the site's files as a reload does, and carries out what they want of the host's network.

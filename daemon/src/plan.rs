@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use netboot::event::Event;
+use netboot::host::LinkPolicy;
 use netboot::net::{NodeName, ProfileName, Timestamp};
 use netboot::node::NodeSpec;
 use netboot::site::Site;
@@ -19,7 +20,8 @@ use crate::cli::SitePlanOptions;
 use crate::client::{Ask, ask};
 use crate::config::Settings;
 use crate::failure::{Exit, Failure, print};
-use crate::host::words;
+use crate::host::command::obstacles_text;
+use crate::host::words::{self, Obstructed};
 use crate::show::{json, table, table_text};
 use crate::status::NodeStatus;
 
@@ -30,6 +32,8 @@ pub struct Plan {
     pub sentence: String,
     /// Everything that differs; empty when nothing does.
     pub changes: Vec<Difference>,
+    /// What keeps some of the bastion's own links from being made, or all of them.
+    pub obstacles: Vec<Obstructed>,
 }
 
 /// One thing that differs.
@@ -130,17 +134,28 @@ impl From<words::Change> for Difference {
 }
 
 impl Plan {
-    /// What `spec` would change in `site` at `now`; `beside` are the differences that no site shows.
+    /// What `spec` would change in `site` at `now`, with what its `settings` and the `host`'s network would come to.
     #[must_use]
-    pub fn of(site: &Site, spec: &Arc<SiteSpec>, beside: Vec<Difference>, now: Timestamp) -> Self {
+    pub fn of(
+        site: &Site,
+        spec: &Arc<SiteSpec>,
+        settings: Option<Difference>,
+        host: words::Plan,
+        now: Timestamp,
+    ) -> Self {
         let after = site.apply(Event::SpecReplaced(Arc::clone(spec)), now).site;
-        let mut changes = beside;
+        let mut changes: Vec<Difference> = settings.into_iter().collect();
+        // What others own, and what contradicts theirs, stays as it is.
+        if spec.host().policy == LinkPolicy::Managed && host.refused().next().is_none() {
+            changes.extend(host.changes.into_iter().map(Difference::from));
+        }
         changes.extend(networks(site.spec(), spec));
         changes.extend(profiles(site, &after));
         changes.extend(machines(site, &after, now));
         Self {
             sentence: sentence(&changes),
             changes,
+            obstacles: host.obstacles,
         }
     }
 }
@@ -167,7 +182,7 @@ fn sentence(changes: &[Difference]) -> String {
         .collect();
     let danger = changes.iter().filter(|change| change.danger).count();
     let danger = match danger {
-        0 => "no disk is at stake that is not now".to_owned(),
+        0 => "no further disk is written".to_owned(),
         1 => "1 needs a careful look".to_owned(),
         count => format!("{count} need a careful look"),
     };
@@ -222,8 +237,9 @@ pub struct OtherSite {
 impl Plan {
     /// As people read it.
     fn told(&self) -> String {
+        let mut text = format!("{}\n", self.sentence);
         if self.changes.is_empty() {
-            return format!("{}\n", self.sentence);
+            return text + &obstacles_text(&self.obstacles);
         }
         let mut rows = table(&["kind", "name", "change", "what"]);
         for difference in &self.changes {
@@ -234,7 +250,8 @@ impl Plan {
                 &difference.what(),
             ]);
         }
-        format!("{}\n\n{}", self.sentence, table_text(&rows))
+        text += &format!("\n{}", table_text(&rows));
+        text + &obstacles_text(&self.obstacles)
     }
 }
 
@@ -490,16 +507,16 @@ fn machine(
             .as_ref()
             .map(|status| (status.next_boot.clone(), status.rule.clone()))
     };
-    if was == will && answer(&old) == answer(&new) {
+    let (wrote, writes) = (
+        written(before, was, old.as_ref()),
+        written(after, will, new.as_ref()),
+    );
+    // A profile that others changed may write a disk of a machine that nobody touched.
+    if was == will && answer(&old) == answer(&new) && wrote == writes {
         return None;
     }
     let (said, says) = (was.map(say_machine), will.map(say_machine));
     let mut found = difference(Kind::Machine, name.as_str(), said.as_ref(), says.as_ref())?;
-    let boots = |status: &Option<NodeStatus>| {
-        status
-            .as_ref()
-            .is_some_and(|status| status.next_boot == "boot")
-    };
     if answer(&old) != answer(&new)
         && let Some(new) = &new
     {
@@ -510,9 +527,7 @@ fn machine(
             .effects
             .push(format!("next boot: {}{was}, {}", new.next_boot, new.rule));
     }
-    if boots(&new) && installs(after, will) && !(boots(&old) && installs(before, was)) {
-        let disk = disk_of(after.spec(), will)
-            .unwrap_or_else(|| "the disk its installer finds".to_owned());
+    if let Some(disk) = writes.clone().filter(|_| wrote != writes) {
         found.effects.push(format!("writes {disk}"));
         found.danger = true;
     }
@@ -533,14 +548,15 @@ fn profile_of<'a>(spec: &'a SiteSpec, node: Option<&NodeSpec>) -> Option<&'a Arc
     spec.profile(name)
 }
 
-fn installs(site: &Site, node: Option<&NodeSpec>) -> bool {
-    profile_of(site.spec(), node).is_some_and(|profile| profile.purpose == Purpose::Install)
-}
-
-fn disk_of(spec: &SiteSpec, node: Option<&NodeSpec>) -> Option<String> {
-    let rule = node?.disk.as_ref();
-    let rule = rule.or(profile_of(spec, node)?.disk.as_ref())?;
-    Some(rule.text().to_owned())
+/// The disk that the machine's next boot would write, if it would write one.
+fn written(site: &Site, node: Option<&NodeSpec>, status: Option<&NodeStatus>) -> Option<String> {
+    let (node, profile) = (node?, profile_of(site.spec(), node)?);
+    if status?.next_boot != "boot" || profile.purpose != Purpose::Install {
+        return None;
+    }
+    let rule = node.disk.as_ref().or(profile.disk.as_ref());
+    let disk = rule.map(|rule| rule.text().to_owned());
+    Some(disk.unwrap_or_else(|| "the disk its installer finds".to_owned()))
 }
 
 fn say_machine(node: &NodeSpec) -> Said {

@@ -355,6 +355,27 @@ fn a_plan_tells_what_a_reload_then_does() {
     assert_eq!(exit, 0, "{said}");
     let node: Value = json(&bastion.client(&["node", "show", "node-2", "--json"]));
     assert_eq!(node["next_boot"], "boot");
+
+    // Nobody touched the machine, but its profile now names another disk.
+    let profile = bastion.site.join("profiles/debian.yaml");
+    fs::write(&profile, format!("{PROFILE}disk: {{ serial: S4Q1 }}\n")).expect("a profile");
+    let (exit, said) = plan(&[]);
+    assert_eq!(exit, 2, "{said}");
+    let told = json(&said);
+    let changes = told["changes"].as_array().expect("a list");
+    let machines: Vec<&Value> = changes
+        .iter()
+        .filter(|change| change["kind"] == "machine")
+        .collect();
+    assert_eq!(machines.len(), 1, "node-2 names a disk of its own: {said}");
+    assert_eq!(
+        (&machines[0]["name"], &machines[0]["danger"]),
+        (&"node-1".into(), &true.into())
+    );
+    assert!(
+        machines[0]["effects"].to_string().contains("writes S4Q1"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -228,7 +228,7 @@ fn capture_boot_server(name: &str) {
 }
 
 #[test]
-#[ignore = "makes the captures that are missing, from whatever firmware and clients this machine has"]
+#[ignore = "makes the captures that are missing: `cargo test -p tests --test wire -- --ignored`"]
 fn captures_are_made_from_real_firmware_and_clients() {
     let firmware = [
         ("ipxe-bios", Firmware::Bios),

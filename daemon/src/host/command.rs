@@ -201,7 +201,7 @@ fn plan_text(plan: &Plan) -> String {
     text + &obstacles_text(&plan.obstacles)
 }
 
-fn obstacles_text(obstacles: &[Obstructed]) -> String {
+pub(crate) fn obstacles_text(obstacles: &[Obstructed]) -> String {
     let lines = obstacles.iter().map(|obstacle| {
         let Obstructed {
             link,

@@ -370,7 +370,7 @@ impl Keeping {
     /// Looks whether something differs, and mends what may be mended.
     async fn look(&mut self) {
         self.missed |= matches!(self.stance, Stance::Pending(_));
-        if !matches!(self.stance, Stance::Keeping) || self.idle() {
+        if !matches!(self.stance, Stance::Keeping) || self.spec.is_empty() {
             return;
         }
         match self.kernel.read().await {
@@ -380,13 +380,6 @@ impl Keeping {
         if let Some(trouble) = &mut self.trouble {
             trouble.until = trouble.until.max(Instant::now() + LOOK_MIN);
         }
-    }
-
-    /// Nothing is wanted, so nothing can be missing.
-    pub(crate) fn idle(&self) -> bool {
-        self.spec.links.is_empty()
-            && self.spec.masquerade.is_empty()
-            && self.spec.services.is_empty()
     }
 
     async fn mend(&mut self, present: &HostState) {
@@ -491,7 +484,7 @@ impl Keeping {
     /// Says in the status how it stands.
     fn tell(&self) {
         let (well, sentence) = self.sentence();
-        match (well, self.idle()) {
+        match (well, self.spec.is_empty()) {
             (true, true) => self.health.forget("host"),
             (true, false) => self.health.well("host", sentence),
             (false, _) => self.health.ill("host", sentence),

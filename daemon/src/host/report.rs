@@ -100,7 +100,7 @@ impl Keeping {
                     "others make the host's links, and they differ from the site in {count} points: `reveille host plan` says which"
                 ),
             ),
-            (LinkPolicy::Managed, _) if self.idle() => (
+            (LinkPolicy::Managed, _) if self.spec.is_empty() => (
                 true,
                 "the site lists no links of the bastion, so none is touched".to_owned(),
             ),

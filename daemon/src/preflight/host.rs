@@ -17,7 +17,7 @@ struct Plan {
 /// Compares the site with the kernel; a site that lists nothing has nothing to compare.
 pub(super) async fn check(scene: Arc<Scene>) -> Vec<Check> {
     let host = scene.spec.host();
-    if host.links.is_empty() && host.masquerade.is_empty() && host.services.is_empty() {
+    if host.is_empty() {
         return Vec::new();
     }
     vec![judge(host.policy, plan(host).await)]

@@ -103,6 +103,12 @@ pub enum Transport {
 }
 
 impl HostSpec {
+    /// Whether nothing is wanted, so that nothing can be missing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty() && self.masquerade.is_empty() && self.services.is_empty()
+    }
+
     /// A link that the site lists.
     #[must_use]
     pub fn link(&self, name: &LinkName) -> Option<&HostLink> {
