@@ -12,6 +12,7 @@ pub mod attempt;
 pub mod boot;
 pub mod csr;
 pub mod dhcp;
+pub mod endpoint;
 pub mod event;
 mod faults;
 pub mod host;
