@@ -185,7 +185,7 @@ fn minor(image: &str) -> Option<(u32, u32)> {
 }
 
 /// The network of a machine of which the inventory lists more than one plain card.
-fn listed(
+pub(crate) fn listed(
     field: &'static str,
     subject: &Subject<'_>,
     with_hostname: bool,

@@ -316,7 +316,7 @@ fn mac(link: &Link, unsaid: &mut Vec<Unsaid>) -> Option<MacAddress> {
 }
 
 /// Lines that tell, as comments, what a file leaves out.
-fn comments(unsaid: &[Unsaid]) -> String {
+pub(crate) fn comments(unsaid: &[Unsaid]) -> String {
     let mut text = format!("# {HEAD}\n");
     for one in unsaid {
         text += &format!("# Not said here: {one}\n");
@@ -325,7 +325,7 @@ fn comments(unsaid: &[Unsaid]) -> String {
 }
 
 /// A document as YAML that readers of version 1.1 take as it is meant.
-fn yaml(document: &serde_json::Value) -> String {
+pub(crate) fn yaml(document: &serde_json::Value) -> String {
     serde_saphyr::to_string(document).expect("what JSON can say, YAML can")
 }
 

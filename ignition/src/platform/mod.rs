@@ -7,6 +7,8 @@
 //!
 //! Above this room a platform is a word in a file, below it plain data: nothing else of the house asks which it is.
 
+pub mod talos;
+
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
