@@ -31,6 +31,7 @@ use crate::preflight::{self, Scene, Verified};
 use crate::ra::QuietIpv6;
 use crate::simulate::Stand;
 use crate::status::{Health, RefusedSite, SiteFiles, Status, Surroundings};
+use crate::vault::Vault;
 use crate::{notify, store};
 
 /// What runs, for whoever asks the daemon.
@@ -41,6 +42,8 @@ pub struct Bastion {
     pub ledger: Ledger,
     /// Where rooms say how they are.
     pub health: Health,
+    /// The secrets at rest.
+    pub vault: Arc<Vault>,
     pub(crate) keeper: Keeper,
     pub(crate) servers: Servers,
     pub(crate) links: watch::Receiver<Arc<Links>>,

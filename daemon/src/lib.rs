@@ -28,3 +28,4 @@ pub mod sys;
 pub mod tftp;
 mod tftp_async;
 pub mod tls;
+pub mod vault;

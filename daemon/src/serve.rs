@@ -38,7 +38,8 @@ use crate::ra::{self};
 use crate::status::{Health, SiteFiles};
 use crate::store::{Opened, Store};
 use crate::tls::SiteCa;
-use crate::{image, notify};
+use crate::vault::{Vault, VaultError};
+use crate::{image, notify, vault};
 
 /// How long servers may take to end once they are told to.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -81,6 +82,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
     let health = Health::default();
     let host = Arc::clone(spec.host());
     let (site, store) = remember(&options, spec).await?;
+    let vault = open_vault(&options, &health)?;
     let (controller, controller_ended) = Controller::start(site, commits(store, health.clone()));
     let (ledger, entries) = Ledger::channel();
     let ledger_ended = ledger.start_writer(entries, &options.state);
@@ -105,6 +107,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         ledger,
         health,
         keeper,
+        vault,
         servers,
         links,
         ca_pem,
@@ -165,6 +168,30 @@ async fn remember(options: &Options, spec: SiteSpec) -> Result<(Site, Store), Fa
         tracing::warn!("store: {what}");
     }
     Ok((Site::restore(Arc::new(spec), memory), store))
+}
+
+/// The secrets at rest. The store's lock is held by now, so no other daemon has them.
+fn open_vault(options: &Options, health: &Health) -> Result<Arc<Vault>, Failure> {
+    let opened = Vault::open(&options.state, vault::credentials_directory().as_deref());
+    let vault = opened.map_err(|error| {
+        // A key doesn't come back by itself; a disk may.
+        let exit = match matches!(error, VaultError::File { .. }) {
+            true => Exit::Failed,
+            false => Exit::Configuration,
+        };
+        Failure::of(exit, "opening the vault of secrets", &error)
+    })?;
+    for damaged in vault.damaged() {
+        tracing::error!("vault: {damaged}");
+    }
+    match vault.damaged() {
+        [] => health.well("vault", format!("its key is {}", vault.key().display())),
+        damaged => {
+            let said: Vec<String> = damaged.iter().map(ToString::to_string).collect();
+            health.ill("vault", said.join("; "));
+        }
+    }
+    Ok(Arc::new(vault))
 }
 
 /// What makes changes durable, and says so when it can't.

@@ -208,6 +208,35 @@ fn unsafe_code_lives_in_one_room_and_each_block_says_why_it_is_sound() {
 }
 
 #[test]
+fn secrets_are_opened_in_the_rooms_that_must_and_nowhere_else() {
+    // Each of these hands a secret to what is meant to have it. Who only passes one on has no place here.
+    let rooms = [
+        "daemon/src/vault.rs",              // sealed, to the disk
+        "daemon/src/mint/",                 // into what it signs, as it is made
+        "daemon/src/okd.rs",                // from and to the installer's own files
+        "daemon/src/probe/kube/access.rs",  // to the API that it opens
+        "daemon/src/probe/talos/access.rs", // the same
+        "ignition/src/platform/",           // into the documents of nodes and administrators
+    ];
+    let product = ["netboot", "ignition", "images", "agents", "daemon"];
+    for path in product.iter().flat_map(|name| sources_of(name)) {
+        let inside = path
+            .strip_prefix(repository())
+            .expect("a path of the house");
+        let inside = inside.to_str().expect("paths are text");
+        if rooms.iter().any(|room| inside.starts_with(room)) || inside.contains("/tests/") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("a readable source");
+        let tests_from = text.find("#[cfg(test)]").unwrap_or(text.len());
+        for (number, line) in code(&text[..tests_from]) {
+            let opens = line.contains(".expose()");
+            assert!(!opens, "{inside}:{number}: this room may not open secrets");
+        }
+    }
+}
+
+#[test]
 fn every_file_begins_by_saying_what_it_is() {
     for path in CRATES.iter().flat_map(|name| sources_of(name)) {
         let text = fs::read_to_string(&path).expect("a readable source");
