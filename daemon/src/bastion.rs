@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::http::StatusCode;
 use netboot::attempt::Fact;
-use netboot::event::Event;
+use netboot::event::{Event, Outcome};
 use netboot::net::{LinkName, Timestamp};
 use netboot::spec::SiteSpec;
 use tokio::sync::watch;
@@ -294,15 +294,19 @@ impl Bastion {
             restart_needed: settings != self.settings,
             host: None,
         };
+        let event = Event::SpecReplaced(Arc::new(spec));
+        if let Outcome::Refused(why) = self.controller.apply(event).await? {
+            let refused = "the site was refused, and the one loaded before stays in force";
+            let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, refused);
+            problem.causes.push(why);
+            return Err(problem);
+        }
         if done.restart_needed {
             let what = "site.yaml changed ports, the TFTP engine or the socket's groups; restart the daemon to use them";
             self.health.ill("settings", what);
         } else {
             self.health.forget("settings");
         }
-        self.controller
-            .apply(Event::SpecReplaced(Arc::new(spec)))
-            .await?;
         *self.files() = SiteFiles {
             directory: self.options.site.display().to_string(),
             loaded: at,

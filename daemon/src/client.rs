@@ -484,7 +484,9 @@ fn nodes_table(nodes: &[NodeStatus]) -> String {
             node.state.clone(),
             node.next_boot.clone(),
             node.address.to_string(),
-            node.profile.to_string(),
+            node.profile
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
             node.waits_for.clone(),
         ]);
     }
@@ -528,7 +530,9 @@ fn detail_text(detail: &NodeDetail) -> String {
         format!("{} ({})", status.next_boot, status.rule),
     );
     row("waits for", status.waits_for.clone());
-    row("profile", status.profile.to_string());
+    if let Some(profile) = &status.profile {
+        row("profile", profile.to_string());
+    }
     let cordoned = if status.cordoned { ", cordoned" } else { "" };
     row("admission", format!("{}{cordoned}", status.admission));
     for link in &detail.links {

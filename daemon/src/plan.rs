@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use netboot::event::Event;
 use netboot::host::LinkPolicy;
-use netboot::net::{NodeName, ProfileName, Timestamp};
+use netboot::net::{NodeName, Timestamp};
 use netboot::node::NodeSpec;
 use netboot::site::Site;
 use netboot::spec::{ConfigSource, Network, Profile, Purpose, SiteSpec};
@@ -435,10 +435,13 @@ fn profiles(before: &Site, after: &Site) -> Vec<Difference> {
         .into_iter()
         .filter(|(_, (before, after))| before != after);
     changed
-        .filter_map(|(name, (before, after))| {
-            let (said, will) = (before.map(say_profile), after.map(say_profile));
+        .filter_map(|(name, (was, becomes))| {
+            let (said, will) = (was.map(say_profile), becomes.map(say_profile));
             let mut found = difference(Kind::Profile, name.as_str(), said.as_ref(), will.as_ref())?;
-            let bearers = new.nodes().filter(|node| node.profile == *name).count();
+            let bearers = new
+                .nodes()
+                .filter(|node| after.profile_name(node) == Some(name))
+                .count();
             if found.change == Change::Changed && bearers > 0 {
                 let plural = if bearers == 1 { "" } else { "s" };
                 found
@@ -543,14 +546,9 @@ fn machine(
     Some(found)
 }
 
-fn profile_of<'a>(spec: &'a SiteSpec, node: Option<&NodeSpec>) -> Option<&'a Arc<Profile>> {
-    let name: &ProfileName = &node?.profile;
-    spec.profile(name)
-}
-
 /// The disk that the machine's next boot would write, if it would write one.
 fn written(site: &Site, node: Option<&NodeSpec>, status: Option<&NodeStatus>) -> Option<String> {
-    let (node, profile) = (node?, profile_of(site.spec(), node)?);
+    let (node, profile) = (node?, site.profile_of(node?)?);
     if status?.next_boot != "boot" || profile.purpose != Purpose::Install {
         return None;
     }
@@ -571,7 +569,9 @@ fn say_machine(node: &NodeSpec) -> Said {
     Said::from([
         ("links", links.join(", ")),
         ("system", format!("{:?}", node.system)),
-        ("profile", node.profile.to_string()),
+        ("profile", optional(node.profile.as_ref())),
+        ("labels", format!("{:?}", node.labels)),
+        ("rack", node.rack.clone().unwrap_or_default()),
         ("hostname", node.hostname.to_string()),
         ("uuid", optional(node.uuid.as_ref())),
         ("serial", node.serial.clone().unwrap_or_default()),

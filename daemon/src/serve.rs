@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use images::{Depot, Loaders};
-use netboot::event::Change;
+use netboot::event::{Change, Event, Outcome};
 use netboot::site::Site;
 use netboot::spec::SiteSpec;
 use tokio::net::TcpListener;
@@ -84,6 +84,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
     let (site, store) = remember(&options, spec).await?;
     let vault = open_vault(&options, &health)?;
     let (controller, controller_ended) = Controller::start(site, commits(store, health.clone()));
+    seat(&controller).await?;
     let (ledger, entries) = Ledger::channel();
     let ledger_ended = ledger.start_writer(entries, &options.state);
     let journal = Journal::new(&options.state);
@@ -192,6 +193,21 @@ fn open_vault(options: &Options, health: &Health) -> Result<Arc<Vault>, Failure>
         }
     }
     Ok(Arc::new(vault))
+}
+
+/// Gives the clusters' places to machines, on disk before anybody boots.
+async fn seat(controller: &Controller) -> Result<(), Failure> {
+    let spec = Arc::clone(controller.snapshot().load().spec());
+    let seated = controller.apply(Event::SpecReplaced(spec)).await;
+    let seated = seated.map_err(failed("placing machines in clusters"))?;
+    if let Outcome::Refused(why) = seated {
+        return Err(Failure {
+            exit: Exit::Configuration,
+            causes: vec!["the clusters can't be filled".to_owned(), why],
+            remedy: None,
+        });
+    }
+    Ok(())
 }
 
 /// What makes changes durable, and says so when it can't.

@@ -121,7 +121,8 @@ pub struct NodeStatus {
     /// The boot link's network.
     pub network: NetworkName,
     /// What it boots.
-    pub profile: ProfileName,
+    #[serde(default)]
+    pub profile: Option<ProfileName>,
     /// `listed`, `approved` or `rejected`.
     pub admission: String,
     /// True while it is set aside.
@@ -468,7 +469,7 @@ impl NodeStatus {
             mac,
             address: link.address,
             network: link.network.clone(),
-            profile: node.profile.clone(),
+            profile: site.profile_name(node).cloned(),
             admission: match record.admission {
                 Admission::Listed => "listed",
                 Admission::Approved => "approved",

@@ -17,7 +17,7 @@ mod template;
 use std::net::Ipv4Addr;
 
 use netboot::node::{DiskRule, NodeLink, NodeSpec};
-use netboot::spec::{ConfigSource, Network, Profile, SiteSpec};
+use netboot::spec::{ConfigSource, Format, Network, Profile, SiteSpec};
 
 pub use template::{Fault, RENDERED_MAX};
 
@@ -113,9 +113,10 @@ pub fn document(
     document: Document,
 ) -> Result<Option<String>, Fault> {
     let text = match (&profile.config, document) {
-        (ConfigSource::Ignition(_), Document::IgnitionPointer) => {
-            format::ignition::pointer(subject.urls)
-        }
+        (
+            ConfigSource::Ignition(_) | ConfigSource::Platform(Format::Ignition),
+            Document::IgnitionPointer,
+        ) => format::ignition::pointer(subject.urls),
         (ConfigSource::Ignition(source), Document::Ignition) => {
             let text = template::render("config.file", source, profile, subject)?;
             format::ignition::lint(&text)?;
@@ -126,9 +127,10 @@ pub fn document(
             format::cloud_init::lint_user_data(&text)?;
             text
         }
-        (ConfigSource::CloudInit { .. }, Document::MetaData) => {
-            format::cloud_init::meta_data(subject)
-        }
+        (
+            ConfigSource::CloudInit { .. } | ConfigSource::Platform(Format::CloudInit),
+            Document::MetaData,
+        ) => format::cloud_init::meta_data(subject),
         (ConfigSource::CloudInit { vendor_data, .. }, Document::VendorData) => optional(
             "config.vendor_data",
             vendor_data.as_deref(),
@@ -141,7 +143,11 @@ pub fn document(
                 ..
             },
             Document::NetworkConfig,
-        ) => own::network_config(subject)?,
+        )
+        | (ConfigSource::Platform(Format::CloudInit), Document::NetworkConfig) => {
+            own::network_config(subject)?
+        }
+        (ConfigSource::Platform(Format::CloudInit), Document::VendorData) => String::new(),
         (ConfigSource::CloudInit { network_config, .. }, Document::NetworkConfig) => {
             let text = optional(
                 "config.network_config",

@@ -4,17 +4,21 @@
 //!
 //! 1. Who is it? Unlisted machines and machines that contradict the inventory never get an installer.
 //! 2. Can its firmware read scripts? If not, it is sent a loader that can. A loader writes nothing.
-//! 3. Did its disk already take an install that was acknowledged, with no open permit to lose it? Then
+//! 3. Did it leave a cluster, or is its disk of a place that it held before there? Then it waits: what its disk
+//!    holds must not come up again, and nothing may be written over it without a person's word.
+//! 4. Did its disk already take an install that was acknowledged, with no open permit to lose it? Then
 //!    it is sent to that disk, for ever. Nothing below may run.
-//! 4. Did a person reject it, set it aside, or not admit it yet? Then it waits.
-//! 5. Did it use up its attempts? Then it waits for a person.
-//! 6. Otherwise it boots its profile.
+//! 5. Did a person reject it, set it aside, or not admit it yet? Then it waits.
+//! 6. Did it use up its attempts? Then it waits for a person.
+//! 7. Does it serve a cluster whose phase is not its turn yet? Then it waits for that.
+//! 8. Otherwise it boots its profile.
 
 use std::fmt;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::cluster::{ClusterName, Waits};
 use crate::identity::{Conflict, Identity, identify};
 use crate::loader::{Architecture, Client, LoaderName, LoaderTable, loader_for};
 use crate::net::{MacAddress, NetworkName, ProfileName, Timestamp};
@@ -81,6 +85,14 @@ pub enum Hold {
     Cordoned,
     /// It was served this many boot scripts without a success.
     AttemptsUsedUp(u8),
+    /// Its cluster is not ready for it.
+    NotItsTurn(Waits),
+    /// No cluster wants it yet, and it has no profile of its own.
+    Unclaimed,
+    /// It did its work in this cluster and left.
+    Retired(ClusterName),
+    /// What its disk holds is of a place it held before in this cluster.
+    FormerInstall(ClusterName),
 }
 
 /// Why a machine gets nothing.
@@ -122,6 +134,18 @@ impl fmt::Display for Hold {
             Self::AttemptsUsedUp(count) => write!(
                 f,
                 "{count} boots without a success; see `reveille node why`, then `reveille node approve` lets it try again"
+            ),
+            Self::NotItsTurn(waits) => waits.fmt(f),
+            Self::Unclaimed => {
+                f.write_str("free: no cluster wants it yet and it has no profile of its own")
+            }
+            Self::Retired(cluster) => write!(
+                f,
+                "did its work in cluster {cluster} and left; power it off, or list it for something else"
+            ),
+            Self::FormerInstall(cluster) => write!(
+                f,
+                "its disk holds what it was before in cluster {cluster}; `reveille node reinstall` gives that up"
             ),
         }
     }
@@ -169,13 +193,46 @@ impl Site {
         if let Some(decision) = self.decide_loader(request, &node.loaders) {
             return decision;
         }
-        let Some(profile) = self.profile_of(node) else {
+        let record = self.record(&node.name);
+        if let Some(hold) = self.left_behind(node, record, now) {
+            return decided(BootDecision::Hold(hold), "left-its-cluster");
+        }
+        let Some(name) = self.profile_name(node) else {
+            return match record.installed {
+                Some(_) => decided(BootDecision::LocalDisk, "installed"),
+                None => decided(BootDecision::Hold(Hold::Unclaimed), "unclaimed"),
+            };
+        };
+        let Some(profile) = self.spec.profile(name) else {
             return decided(
-                BootDecision::Refuse(Refusal::NoProfile(node.profile.clone())),
+                BootDecision::Refuse(Refusal::NoProfile(name.clone())),
                 "profile-gone",
             );
         };
-        decide_node(node, profile, self.record(&node.name), self.doubt(), now)
+        let decision = decide_node(node, profile, record, self.doubt(), now);
+        match (&decision.answer, self.turn(node)) {
+            (BootDecision::Boot(_), Err(waits)) => {
+                decided(BootDecision::Hold(Hold::NotItsTurn(waits)), "not-its-turn")
+            }
+            _ => decision,
+        }
+    }
+
+    /// Why a machine that served a cluster before must not come up as what it was.
+    fn left_behind(&self, node: &NodeSpec, record: &NodeRecord, now: Timestamp) -> Option<Hold> {
+        if let Some(cluster) = self.retired_from(&node.name)
+            && node.profile.is_none()
+        {
+            return Some(Hold::Retired(cluster.clone()));
+        }
+        let member = self.member(&node.name)?;
+        let permitted = record
+            .permit
+            .as_ref()
+            .is_some_and(|permit| permit.is_open(now));
+        let installed = record.installed.as_ref().zip(member.former);
+        let former = installed.is_some_and(|(install, former)| install.generation <= former);
+        (former && !permitted).then(|| Hold::FormerInstall(member.cluster.clone()))
     }
 
     /// Why the inventory's word alone admits nobody, where it doesn't.
@@ -245,7 +302,7 @@ impl Site {
     }
 }
 
-/// Questions 3 to 6 of the head of this file, for a listed machine that can read scripts. `doubt` says
+/// Questions 4 to 6 of the head of this file, for a listed machine that can read scripts. `doubt` says
 /// why being listed is not enough, where it isn't.
 #[must_use]
 pub fn decide_node<'a>(

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::boot::{Boot, BootDecision, BootRequest};
+use crate::cluster::{ClusterDraft, ClusterName, PlacementFault, Seen};
 use crate::loader::Client;
 use crate::net::{Digest, MacAddress, NetworkName, NodeName, Timestamp};
 use crate::node::{
@@ -88,6 +89,19 @@ pub enum Event {
     },
     /// The site's files were read again.
     SpecReplaced(Arc<SiteSpec>),
+    /// Probes or machines showed how a cluster is.
+    Seen {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// What they showed.
+        seen: Vec<Seen>,
+    },
+    /// A cluster's database is about to be started.
+    BootstrapIntended(ClusterName),
+    /// It runs.
+    BootstrapDone(ClusterName),
+    /// A person is done with a cluster that no definition wants any more.
+    ClusterForgotten(ClusterName),
 }
 
 /// See [`Event::ScriptAsked`].
@@ -138,6 +152,10 @@ pub enum Change {
     Lease(Ipv4Addr),
     /// [`Site::recovered`].
     Recovery,
+    /// A cluster's record but for what it holds of machines; gone when the site has none.
+    Cluster(ClusterName),
+    /// What a cluster's record holds of one machine; gone when that is nothing.
+    Member(ClusterName, NodeName),
 }
 
 /// The answer to an event.
@@ -156,6 +174,8 @@ pub enum Outcome {
     Report(Result<NodeName, Withheld>),
     /// The address is the asker's, or somebody else's.
     Lease(bool),
+    /// The machine on which to start the cluster's database, or why not.
+    Bootstrap(Result<NodeName, String>),
 }
 
 /// A boot that was written down and may be served.
@@ -206,10 +226,33 @@ impl Site {
             Event::LeaseReleased { address, mac } => draft.lease_released(address, mac),
             Event::AddressDeclined { address, mac } => draft.address_declined(address, mac, now),
             Event::Sighted { mac, network, uuid } => draft.sighted(mac, network, uuid, now),
-            Event::SpecReplaced(spec) => {
-                draft.site.spec = spec;
+            Event::SpecReplaced(spec) => match draft.clusters(now).replace_spec(spec) {
+                Ok(()) => Outcome::Done,
+                Err(faults) => {
+                    let told = |fault: &PlacementFault| {
+                        format!(
+                            "cluster {}, group {}: {}; {}",
+                            fault.cluster, fault.group, fault.problem, fault.remedy
+                        )
+                    };
+                    Outcome::Refused(faults.iter().map(told).collect::<Vec<_>>().join("; "))
+                }
+            },
+            Event::Seen { cluster, seen } => {
+                draft.clusters(now).seen(&cluster, seen);
                 Outcome::Done
             }
+            Event::BootstrapIntended(cluster) => {
+                Outcome::Bootstrap(draft.clusters(now).bootstrap_intended(&cluster))
+            }
+            Event::BootstrapDone(cluster) => {
+                draft.clusters(now).bootstrap_done(&cluster);
+                Outcome::Done
+            }
+            Event::ClusterForgotten(cluster) => match draft.clusters(now).forget(&cluster) {
+                Ok(()) => Outcome::Done,
+                Err(why) => Outcome::Refused(why),
+            },
         };
         if !draft.changes.is_empty() {
             draft.site.generation += 1;
@@ -229,6 +272,14 @@ struct Draft {
 }
 
 impl Draft {
+    fn clusters(&mut self, now: Timestamp) -> ClusterDraft<'_> {
+        ClusterDraft {
+            site: &mut self.site,
+            changes: &mut self.changes,
+            now,
+        }
+    }
+
     fn change(&mut self, node: &NodeName, edit: impl FnOnce(&mut NodeRecord)) {
         let mut record = self.site.record(node).clone();
         edit(&mut record);
@@ -295,6 +346,9 @@ impl Draft {
                 report: None,
             });
         });
+        if uses_permit {
+            self.clusters(now).reinstalled(&node.name);
+        }
         if let Some(previous) = previous {
             self.site.tokens.remove(&previous);
         }
@@ -391,11 +445,16 @@ impl Draft {
             return unknown_node(node);
         };
         let refused = |why: String| Outcome::Refused(why);
-        let profile = self.site.spec.profile(&spec.profile);
-        if profile.is_none_or(|profile| profile.purpose == Purpose::Live) {
+        let profile = self.site.profile_of(&spec);
+        let Some(profile) = profile else {
+            return refused(format!(
+                "{node} boots nothing at present: no cluster wants it and it has no profile of its own"
+            ));
+        };
+        if profile.purpose == Purpose::Live {
             return refused(format!(
                 "profile {} runs from memory and writes no disk; power-cycle {node}",
-                spec.profile
+                profile.name
             ));
         }
         if self.site.record(node).installed.is_none() {
@@ -410,10 +469,7 @@ impl Draft {
             ));
         }
         let disk = disk.trim().to_owned();
-        let rule = spec
-            .disk
-            .as_ref()
-            .or(profile.and_then(|profile| profile.disk.as_ref()));
+        let rule = spec.disk.as_ref().or(profile.disk.as_ref());
         match rule {
             _ if disk.is_empty() => {
                 return refused("name the serial number of the disk that may be lost".to_owned());

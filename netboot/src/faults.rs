@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use crate::cluster::cluster_faults;
 use crate::host::{HostSpec, host_faults};
 use crate::link::LinkKind;
 use crate::net::{NetworkName, nearest};
 use crate::node::{NodeLink, NodeSpec, uuid_is_sound};
 use crate::spec::{
-    Item, Mode, NODES_MAX, Network, Profile, Purpose, SiteParts, SiteSpec, SpecFault,
+    ConfigSource, Item, Mode, NODES_MAX, Network, Profile, Purpose, SiteParts, SiteSpec, SpecFault,
 };
 
 impl SiteSpec {
@@ -31,6 +32,11 @@ impl SiteSpec {
             host: Arc::new(parts.host),
             ..Self::default()
         };
+        spec.clusters = parts
+            .clusters
+            .into_iter()
+            .map(|cluster| (cluster.name.clone(), Arc::new(cluster)))
+            .collect();
         spec.networks = parts
             .networks
             .into_iter()
@@ -75,6 +81,7 @@ fn faults(parts: &SiteParts) -> Vec<SpecFault> {
         ));
     }
     network_faults(&parts.networks, &mut found);
+    cluster_faults(parts, &mut found);
     host_faults(parts, &mut found);
     uniqueness_faults(parts, &mut found);
     for (index, node) in parts.nodes.iter().enumerate() {
@@ -358,13 +365,18 @@ fn node_faults(
         }
         tag_faults(item, node, link, network, &parts.host, found);
     }
-    if !profiles.iter().any(|profile| profile.name == node.profile) {
-        found.push(unknown_profile(
-            item,
-            "profile",
-            node.profile.as_str(),
-            profiles,
-        ));
+    let own = node.profile.as_ref();
+    let profile = own.map(|name| (name, profiles.iter().find(|profile| profile.name == *name)));
+    match profile {
+        Some((name, None)) => {
+            found.push(unknown_profile(item, "profile", name.as_str(), profiles));
+        }
+        Some((name, Some(profile))) if matches!(profile.config, ConfigSource::Platform(_)) => {
+            let problem = "has no config of its own, for it is a cluster's to write".to_owned();
+            let remedy = "take `profile` out and let a cluster place the machine";
+            found.push(fault(item, "profile", name, problem, remedy));
+        }
+        Some(_) | None => {}
     }
     if let Some(uuid) = node.uuid.filter(|uuid| !uuid_is_sound(*uuid)) {
         let problem = "is a UUID that many machines share".to_owned();

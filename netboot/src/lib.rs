@@ -10,6 +10,7 @@
 
 pub mod attempt;
 pub mod boot;
+pub mod cluster;
 pub mod csr;
 pub mod dhcp;
 pub mod endpoint;

@@ -31,8 +31,12 @@ pub struct NodeSpec {
     pub serial: Option<String>,
     /// DHCP option 12 and the documents' host name; the node's name when the file gives none.
     pub hostname: Hostname,
-    /// What it boots.
-    pub profile: ProfileName,
+    /// What it boots; `None` leaves it to whichever cluster places it.
+    pub profile: Option<ProfileName>,
+    /// What clusters choose machines by.
+    pub labels: BTreeMap<String, String>,
+    /// Where it stands, for clusters that spread over racks.
+    pub rack: Option<String>,
     /// Values for the profile's templates.
     pub variables: BTreeMap<String, String>,
     /// Loaders by architecture code, before the network's.

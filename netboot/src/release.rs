@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::boot::writable_disk;
+use crate::cluster::Waits;
 use crate::net::{Digest, MacAddress, NodeName, Timestamp};
 use crate::node::{Attempt, DiskRule, NodeRecord, NodeSpec};
 use crate::site::Site;
@@ -52,6 +53,8 @@ pub enum Withheld {
     Finished(NodeName),
     /// The window after the boot script is over.
     TooLate(NodeName),
+    /// Its cluster is not ready for it.
+    NotItsTurn(NodeName, Waits),
     /// The source is not the node's address.
     OtherAddress {
         /// Whose config was asked for.
@@ -74,7 +77,7 @@ impl Withheld {
     pub fn node(&self) -> Option<&NodeName> {
         match self {
             Self::UnknownToken => None,
-            Self::Finished(node) | Self::TooLate(node) => Some(node),
+            Self::Finished(node) | Self::TooLate(node) | Self::NotItsTurn(node, _) => Some(node),
             Self::OtherAddress { node, .. } | Self::OtherMachine { node, .. } => Some(node),
         }
     }
@@ -89,6 +92,7 @@ impl fmt::Display for Withheld {
                 f,
                 "{node} was served its boot script too long ago; boot it again"
             ),
+            Self::NotItsTurn(node, waits) => write!(f, "{node} {waits}"),
             Self::OtherAddress { node, from } => {
                 write!(f, "{from} is not the address reserved for {node}")
             }
@@ -124,6 +128,8 @@ impl Site {
             return Err(Withheld::TooLate(name()));
         }
         self.came_from(node, asker.address, asker.neighbour)?;
+        self.turn(node)
+            .map_err(|waits| Withheld::NotItsTurn(name(), waits))?;
         let (node, profile) = (Arc::clone(node), Arc::clone(profile));
         Ok(Release {
             disk: writable_disk(record.consented_disk.as_ref(), &node, &profile),

@@ -4,13 +4,15 @@
 //! changed records come out; the caller makes the changes durable before anybody sees the snapshot.
 //! Nothing here is a cache: every answer is computed from the spec and the records, each time.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use uuid::Uuid;
 
-use crate::net::{Digest, MacAddress, NetworkName, NodeName, Timestamp};
+use crate::cluster::{ClusterName, ClusterRecord, ClusterState, Member, MemberRecord};
+use crate::net::{Digest, MacAddress, NetworkName, NodeName, ProfileName, Timestamp};
 use crate::node::{NodeRecord, NodeSpec};
 use crate::spec::{Profile, SiteSpec};
 
@@ -49,6 +51,10 @@ pub struct Site {
     pub(crate) recovered: Option<Arc<str>>,
     pub(crate) records: OrdMap<NodeName, Arc<NodeRecord>>,
     pub(crate) tokens: OrdMap<Digest, NodeName>,
+    /// By name, also of clusters that no definition wants any more.
+    pub(crate) clusters: OrdMap<ClusterName, Arc<ClusterState>>,
+    /// The machines that serve clusters; derived from their seats.
+    pub(crate) members: OrdMap<NodeName, Arc<Member>>,
     pub(crate) leases: OrdMap<Ipv4Addr, Lease>,
     /// The leases by machine, so that a stranger's packet costs no walk over a range.
     pub(crate) lent: OrdSet<(MacAddress, Ipv4Addr)>,
@@ -66,6 +72,33 @@ pub struct Memory {
     pub records: Vec<(NodeName, NodeRecord)>,
     /// By address.
     pub leases: Vec<(Ipv4Addr, Lease)>,
+    /// By name.
+    pub clusters: BTreeMap<ClusterName, ClusterRecord>,
+}
+
+impl Memory {
+    /// Takes a cluster's record without what it holds of machines, which may have come before or comes later.
+    pub fn take_cluster(&mut self, name: ClusterName, head: ClusterRecord) {
+        let record = self.clusters.entry(name).or_default();
+        let ClusterRecord {
+            stage,
+            since,
+            seats: _,
+            facts,
+            bootstrap,
+            retired: _,
+        } = head;
+        (record.stage, record.since, record.bootstrap) = (stage, since, bootstrap);
+        record.facts.extend(facts);
+    }
+
+    /// Takes what a cluster's record holds of one machine.
+    pub fn take_member(&mut self, name: ClusterName, node: &NodeName, member: MemberRecord) {
+        self.clusters
+            .entry(name)
+            .or_default()
+            .remember(node, member);
+    }
 }
 
 impl Site {
@@ -86,6 +119,7 @@ impl Site {
             recovered,
             records,
             leases,
+            clusters,
         } = memory;
         let tokens = records
             .iter()
@@ -106,6 +140,14 @@ impl Site {
         for (address, lease) in leases {
             site.keep_lease(address, lease);
         }
+        for (name, record) in clusters {
+            let state = ClusterState {
+                record,
+                ..ClusterState::default()
+            };
+            site.clusters.insert(name, Arc::new(state));
+        }
+        site.seat_members();
         site
     }
 
@@ -163,9 +205,16 @@ impl Site {
         self.sightings.iter()
     }
 
-    /// The profile of a node. A spec never names one it lacks.
+    /// The profile of a node: its group's in a cluster, else its own. A spec never names one it lacks.
     #[must_use]
     pub fn profile_of(&self, node: &NodeSpec) -> Option<&Arc<Profile>> {
-        self.spec.profile(&node.profile)
+        self.spec.profile(self.profile_name(node)?)
+    }
+
+    /// The name of that profile; `None` for a machine that serves no cluster and has none of its own.
+    #[must_use]
+    pub fn profile_name<'a>(&'a self, node: &'a NodeSpec) -> Option<&'a ProfileName> {
+        let of_group = self.member(&node.name).map(|member| &member.profile);
+        of_group.or(node.profile.as_ref())
     }
 }

@@ -1,4 +1,4 @@
-//! What the site's files say: networks, machines and profiles, joined into one [`SiteSpec`].
+//! What the site's files say: networks, machines, profiles and clusters, joined into one [`SiteSpec`].
 //!
 //! Each part is sound by itself before it comes here; `faults.rs` refuses parts that contradict each
 //! other, and is the only place that makes a spec.
@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::cluster::{ClusterName, ClusterSpec};
 use crate::host::HostSpec;
 use crate::loader::LoaderTable;
 use crate::net::{
@@ -184,6 +185,31 @@ pub enum ConfigSource {
     },
     /// One Talos machine config.
     Talos(Arc<str>),
+    /// What the platform of the machine's cluster writes, in this form.
+    Platform(Format),
+}
+
+/// The form in which a system reads what it is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One Ignition config.
+    Ignition,
+    /// NoCloud's files.
+    CloudInit,
+    /// One Talos machine config.
+    Talos,
+}
+
+impl Format {
+    /// The word in a profile.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ignition => "ignition",
+            Self::CloudInit => "cloud-init",
+            Self::Talos => "talos",
+        }
+    }
 }
 
 /// What the site's files say, checked as a whole.
@@ -192,6 +218,7 @@ pub struct SiteSpec {
     pub(crate) networks: BTreeMap<NetworkName, Arc<Network>>,
     pub(crate) nodes: BTreeMap<NodeName, Arc<NodeSpec>>,
     pub(crate) profiles: BTreeMap<ProfileName, Arc<Profile>>,
+    pub(crate) clusters: BTreeMap<ClusterName, Arc<ClusterSpec>>,
     pub(crate) admission: AdmissionPolicy,
     pub(crate) host: Arc<HostSpec>,
     pub(crate) by_mac: BTreeMap<MacAddress, Arc<NodeSpec>>,
@@ -218,6 +245,8 @@ pub struct SiteParts {
     pub nodes: Vec<NodeSpec>,
     /// In file order.
     pub profiles: Vec<Profile>,
+    /// In file order.
+    pub clusters: Vec<ClusterSpec>,
     /// The site's policy.
     pub admission: AdmissionPolicy,
     /// The bastion's own network.
@@ -250,6 +279,12 @@ pub enum Item {
     Node(usize),
     /// Index into `profiles`.
     Profile(usize),
+    /// Index into `clusters`.
+    Cluster(usize),
+    /// Index into `clusters`, and into its `groups`.
+    Group(usize, usize),
+    /// Index into `clusters`, and into its `needs`.
+    Service(usize, usize),
     /// Index into `host.links`.
     Link(usize),
     /// The rest of `host`.
@@ -270,6 +305,17 @@ impl SiteSpec {
     /// The profiles by name.
     pub fn profiles(&self) -> impl Iterator<Item = &Arc<Profile>> {
         self.profiles.values()
+    }
+
+    /// The clusters by name.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<ClusterSpec>> {
+        self.clusters.values()
+    }
+
+    /// A cluster by name.
+    #[must_use]
+    pub fn cluster(&self, name: &ClusterName) -> Option<&Arc<ClusterSpec>> {
+        self.clusters.get(name)
     }
 
     /// How many machines there are.

@@ -144,6 +144,12 @@ pub enum Code {
     HeldCordoned,
     /// It used up its attempts.
     HeldAttemptsUsedUp,
+    /// Its cluster is not ready for it.
+    HeldForTurn,
+    /// No cluster wants it, and it has no profile of its own.
+    HeldUnclaimed,
+    /// What its disk holds is of a cluster, or a place in one, that it left.
+    HeldLeftCluster,
     /// A person rejected it.
     Rejected,
     /// It contradicts the inventory.
@@ -212,6 +218,9 @@ impl Code {
             Self::HeldForApproval => "held-for-approval",
             Self::HeldCordoned => "held-cordoned",
             Self::HeldAttemptsUsedUp => "held-attempts-used-up",
+            Self::HeldForTurn => "held-for-turn",
+            Self::HeldUnclaimed => "held-unclaimed",
+            Self::HeldLeftCluster => "held-left-cluster",
             Self::Rejected => "rejected",
             Self::IdentityConflict => "identity-conflict",
             Self::ProfileGone => "profile-gone",
@@ -348,6 +357,23 @@ impl Site {
                 format!("{name} was served {count} boots without a success"),
                 format!("`reveille node approve {name}` lets it try again"),
             )),
+            BootDecision::Hold(hold @ Hold::NotItsTurn(_)) => {
+                waits(Code::HeldForTurn, &hold, String::new())
+            }
+            BootDecision::Hold(hold @ Hold::Unclaimed) => waits(
+                Code::HeldUnclaimed,
+                &hold,
+                format!(
+                    "give {name} a profile in machines.yaml, or write a cluster that has room for it"
+                ),
+            ),
+            BootDecision::Hold(hold @ (Hold::Retired(_) | Hold::FormerInstall(_))) => waits(
+                Code::HeldLeftCluster,
+                &hold,
+                format!(
+                    "`reveille node reinstall {name} --disk SERIAL` gives up what its disk holds"
+                ),
+            ),
             BootDecision::Refuse(Refusal::Rejected) => Some(Finding::new(
                 Code::Rejected,
                 format!("{name} was rejected by a person"),

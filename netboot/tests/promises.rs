@@ -78,7 +78,9 @@ fn spec(purpose: Purpose, admission: AdmissionPolicy, mode: Mode) -> SiteSpec {
         uuid: Some(Uuid::from_u128(0x1070 + u128::from(last))),
         serial: Some(format!("SN{last}")),
         hostname: name.parse().unwrap(),
-        profile: "only".parse().unwrap(),
+        profile: Some("only".parse().unwrap()),
+        labels: BTreeMap::default(),
+        rack: None,
         variables: BTreeMap::new(),
         loaders: BTreeMap::new(),
         disk: None,
@@ -166,6 +168,7 @@ fn site(purpose: Purpose, policy: AdmissionPolicy, record: NodeRecord, recovered
         recovered: recovered.then(|| "the store was lost".into()),
         records: vec![(name(), record)],
         leases: Vec::new(),
+        ..Memory::default()
     };
     Site::restore(Arc::new(spec(purpose, policy, Mode::Pool)), memory)
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
 use netboot::boot::{ATTEMPTS_MAX, BootDecision, BootRequest};
+use netboot::cluster::{ClusterName, ClusterRecord};
 use netboot::dhcp::{self, LinkContext, Port, Verdict};
 use netboot::event::{Change, Event, Outcome, ScriptAsked, ServedBoot};
 use netboot::loader::{Architecture, Client};
@@ -62,6 +63,7 @@ struct Durable {
     generation: u64,
     records: BTreeMap<NodeName, NodeRecord>,
     leases: BTreeMap<Ipv4Addr, Lease>,
+    clusters: BTreeMap<ClusterName, ClusterRecord>,
 }
 
 /// What really happened to one listed machine, as the promises need it.
@@ -306,7 +308,8 @@ impl World {
             | Outcome::Refused(_)
             | Outcome::Script(_)
             | Outcome::Report(_)
-            | Outcome::Lease(_)) => panic!("a config was asked for and {other:?} answered"),
+            | Outcome::Lease(_)
+            | Outcome::Bootstrap(_)) => panic!("a config was asked for and {other:?} answered"),
         }
     }
 
@@ -325,7 +328,8 @@ impl World {
             | Outcome::Refused(_)
             | Outcome::Script(_)
             | Outcome::Config(_)
-            | Outcome::Lease(_)) => panic!("a report was made and {other:?} answered"),
+            | Outcome::Lease(_)
+            | Outcome::Bootstrap(_)) => panic!("a report was made and {other:?} answered"),
         }
     }
 
@@ -406,6 +410,7 @@ impl World {
             recovered: None,
             records: self.disk.records.clone().into_iter().collect(),
             leases: self.disk.leases.clone().into_iter().collect(),
+            clusters: self.disk.clusters.clone(),
         };
         self.site = Site::restore(Arc::clone(self.site.spec()), memory);
     }
@@ -554,6 +559,12 @@ impl Durable {
                 self.records.insert(node.clone(), site.record(node).clone());
             }
             Change::Recovery => {}
+            Change::Cluster(cluster) | Change::Member(cluster, _) => {
+                match site.cluster_record(cluster) {
+                    Some(record) => self.clusters.insert(cluster.clone(), record.clone()),
+                    None => self.clusters.remove(cluster),
+                };
+            }
             Change::Lease(address) => {
                 match site.leases().find(|(held, _)| *held == address) {
                     Some((_, lease)) => self.leases.insert(*address, lease.clone()),
@@ -668,9 +679,13 @@ fn spec(machines: usize) -> SiteSpec {
         uuid: Some(uuid(index)),
         serial: None,
         hostname: format!("node-{index}").parse().expect("a name"),
-        profile: if index % 4 == 3 { "live" } else { "install" }
-            .parse()
-            .expect("a name"),
+        profile: Some(
+            if index % 4 == 3 { "live" } else { "install" }
+                .parse()
+                .expect("a name"),
+        ),
+        labels: BTreeMap::new(),
+        rack: None,
         variables: BTreeMap::new(),
         loaders: BTreeMap::new(),
         disk: None,

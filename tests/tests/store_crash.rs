@@ -193,6 +193,7 @@ fn took(outcome: &Outcome) -> bool {
         Outcome::Done | Outcome::Config(Ok(_)) | Outcome::Report(Ok(_)) => true,
         Outcome::Script(script) => script.is_some(),
         Outcome::Lease(lent) => *lent,
+        Outcome::Bootstrap(node) => node.is_ok(),
         Outcome::Refused(_) | Outcome::Config(Err(_)) | Outcome::Report(Err(_)) => false,
     }
 }
@@ -685,7 +686,9 @@ fn spec() -> SiteSpec {
         uuid: None,
         serial: None,
         hostname: format!("worker-{number}").parse().unwrap(),
-        profile: "worker".parse().unwrap(),
+        profile: Some("worker".parse().unwrap()),
+        labels: BTreeMap::default(),
+        rack: None,
         variables: BTreeMap::new(),
         loaders: BTreeMap::new(),
         disk: None,

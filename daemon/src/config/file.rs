@@ -235,8 +235,16 @@ pub(super) struct Machine {
     /// Several links, each with what its system makes of it; it boots from the first untagged one with an address.
     #[serde(default)]
     pub(super) links: Given<Vec<Given<Link>>>,
-    /// What it boots: the name of a file in `profiles`, without the suffix.
+    /// What it boots: the name of a file in `profiles`, without the suffix. Left out, the machine waits for a cluster
+    /// that wants it.
+    #[serde(default)]
     pub(super) profile: Given<String>,
+    /// What clusters choose machines by.
+    #[serde(default)]
+    pub(super) labels: Given<Table<Text>>,
+    /// The rack it stands in, for clusters that spread their machines.
+    #[serde(default)]
+    pub(super) rack: Given<String>,
     /// SMBIOS system UUID; a machine that shows another is not installed.
     #[serde(default)]
     pub(super) uuid: Given<String>,
@@ -332,7 +340,8 @@ pub(super) enum Purpose {
 pub(super) struct Config {
     /// What reads it.
     pub(super) format: Given<Format>,
-    /// The Ignition config (JSON) or the Talos machine config.
+    /// The Ignition config (JSON) or the Talos machine config. Left out, and `user_data` too, the platform of the
+    /// machine's cluster writes the document.
     #[serde(default)]
     pub(super) file: Given<String>,
     /// cloud-init's `user-data`.

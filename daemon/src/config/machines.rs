@@ -29,6 +29,8 @@ pub(super) fn judge(
     let file::Machine {
         name,
         profile,
+        labels: given_labels,
+        rack,
         uuid,
         serial,
         hostname,
@@ -43,7 +45,7 @@ pub(super) fn judge(
         links: _,
     } = &**entry;
     let name_parsed = need(faults, "name", name, place);
-    let profile = need(faults, "profile", profile, place);
+    let profile_parsed = parse(faults, "profile", profile);
     let hostname = parse(faults, "hostname", hostname);
     let links = node_links::judge(entry, place, site, faults);
     let uuid = uuid.good().and_then(|(place, text)| {
@@ -67,10 +69,16 @@ pub(super) fn judge(
         }
         sound.then(|| text.trim().to_owned())
     });
-    let variables = variables(given_variables, faults);
+    let variables = texts("variables", given_variables, faults);
+    let labels = texts("labels", given_labels, faults);
+    let rack = rack.good().map(|(_, text)| text.trim().to_owned());
     let loaders = loaders(faults, table);
     let disk = disk(faults, rule);
     let name: netboot::net::NodeName = name_parsed?;
+    // A faulty name of a profile is told once, and must not make the machine one of the pool.
+    if profile_parsed.is_none() && !profile.is_absent() {
+        return None;
+    }
     let NodeLinks { links, system } = links?;
     Some(NodeSpec {
         // Every node's name is a sound label, so this parse never fails.
@@ -80,7 +88,9 @@ pub(super) fn judge(
         system,
         uuid,
         serial,
-        profile: profile?,
+        profile: profile_parsed,
+        labels,
+        rack: rack.filter(|rack| !rack.is_empty()),
         variables,
         loaders,
         disk,
@@ -100,6 +110,7 @@ impl Written<Box<file::Machine>> {
             "address" => self.address_place(value),
             "network" => self.network_place(value),
             "variables" => entry.variables.place(),
+            "labels" => entry.labels.place(),
             "default_route" => self.link_place(|link| match link.default_route.good() {
                 Some((place, true)) => Some(place),
                 Some((_, false)) | None => None,
@@ -158,35 +169,35 @@ impl Written<Box<file::Machine>> {
     }
 }
 
-fn variables(given: &Given<Table<file::Text>>, faults: &Faults) -> BTreeMap<String, String> {
-    let mut variables = BTreeMap::new();
+/// Values by name: the templates' variables, or the labels that clusters choose by.
+fn texts(
+    field: &'static str,
+    given: &Given<Table<file::Text>>,
+    faults: &Faults,
+) -> BTreeMap<String, String> {
+    let mut texts = BTreeMap::new();
     for (key, value) in given.value().map_or(&[][..], |table| &table.0) {
-        let Some((place, name)) = template_name(faults, "variables", key) else {
+        let Some((place, name)) = template_name(faults, field, key) else {
             continue;
         };
         let Some((place, file::Text(value))) = value.good() else {
             if value.is_absent() {
-                faults.add(
-                    place,
-                    "variables",
-                    name,
-                    "has no value",
-                    "write one, or \"\" for the empty text",
-                );
+                let remedy = "write one, or \"\" for the empty text";
+                faults.add(place, field, name, "has no value", remedy);
             }
             continue;
         };
         if value.len() > VARIABLE_BYTES_MAX {
             let problem = format!("is {} bytes long", value.len());
-            faults.add(place, name, "", problem, "keep a variable within 64 KiB");
+            faults.add(place, name, "", problem, "keep a value within 64 KiB");
             continue;
         }
-        if variables.len() == VARIABLES_MAX {
+        if texts.len() == VARIABLES_MAX {
             let remedy = "keep machines apart by profiles instead";
-            faults.add(place, "variables", name, "is one too many", remedy);
+            faults.add(place, field, name, "is one too many", remedy);
             break;
         }
-        variables.insert(name.to_owned(), value.clone());
+        texts.insert(name.to_owned(), value.clone());
     }
-    variables
+    texts
 }

@@ -132,6 +132,7 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
         networks,
         nodes,
         profiles: profiles.profiles.clone(),
+        clusters: Vec::new(),
         admission,
         host: host.spec.clone(),
     };
@@ -239,6 +240,7 @@ impl Places<'_> {
         let place = match item {
             Item::Network(index) => self.networks.get(index).map(|w| w.place_of(field)),
             Item::Node(index) => self.machines.get(index).map(|w| w.place_of(field, value)),
+            Item::Cluster(_) | Item::Group(..) | Item::Service(..) => None,
             Item::Profile(index) => self.profiles.written.get(index).map(|w| w.place),
             Item::Link(index) => self.host.link_place(index, field, value),
             Item::Host => self.host.host_place(field, value),
@@ -260,19 +262,22 @@ fn shape(link: &Link) -> (&LinkName, Option<VlanId>) {
 fn rehearse(spec: &SiteSpec, profiles: &Profiles, faults: &Faults) {
     let mut kinds = BTreeMap::new();
     for node in spec.nodes() {
+        let Some(profile) = &node.profile else {
+            continue;
+        };
         let kind = (
-            &node.profile,
+            profile,
             &node.boot_link().network,
             node.system.iter().map(shape).collect::<Vec<_>>(),
             node.variables.keys().collect::<Vec<_>>(),
             (node.uuid.is_some(), node.serial.is_some()),
             node.disk.as_ref().map(|disk| disk.device().is_some()),
         );
-        kinds.entry(kind).or_insert(node);
+        kinds.entry(kind).or_insert((profile, node));
     }
-    let subjects = kinds.values().map(|node| {
+    let subjects = kinds.values().map(|(profile, node)| {
         let link = node.boot_link();
-        (&node.profile, Some((&***node, link)), &link.network)
+        (*profile, Some((&***node, link)), &link.network)
     });
     let discoveries = spec.networks().filter(|network| network.mode == Mode::Pool);
     let discoveries =

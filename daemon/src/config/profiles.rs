@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use images::{ArtifactName, Depot};
 use netboot::net::{Digest, Malformed, ProfileName};
-use netboot::spec::{Artifact, ConfigSource, Profile, Purpose};
+use netboot::spec::{Artifact, ConfigSource, Format, Profile, Purpose};
 
 use super::fault::{Faults, Place};
 use super::file;
@@ -234,7 +234,10 @@ fn config_source(
     for (field, given) in keys {
         let key = field.strip_prefix("config.").unwrap_or(field);
         if field == needed || others.contains(&field) {
-            if given.is_absent() && field == needed {
+            let extras = keys
+                .iter()
+                .any(|(key, given)| others.contains(key) && !given.is_absent());
+            if given.is_absent() && field == needed && extras {
                 missing(faults, key, place);
             }
             let Some((place, name)) = given.good() else {
@@ -263,6 +266,11 @@ fn config_source(
         }
     }
     let mut take = |field: &str| texts.remove(field);
+    // What was named and can't be read is a fault already; it must not look like a cluster's.
+    let left_out = keys.iter().all(|(_, given)| given.is_absent());
+    if let (true, Some(format)) = (left_out, platform_format(*format)) {
+        return ConfigSource::Platform(format);
+    }
     match format {
         file::Format::None => None,
         file::Format::Ignition => take(needed).map(ConfigSource::Ignition),
@@ -274,6 +282,15 @@ fn config_source(
         }),
     }
     .unwrap_or(ConfigSource::None)
+}
+
+fn platform_format(format: file::Format) -> Option<Format> {
+    match format {
+        file::Format::Ignition => Some(Format::Ignition),
+        file::Format::CloudInit => Some(Format::CloudInit),
+        file::Format::Talos => Some(Format::Talos),
+        file::Format::None => None,
+    }
 }
 
 /// True when the template can be parsed; otherwise a fault at the place of its line.

@@ -180,6 +180,9 @@ impl Server {
             Err(withheld) => {
                 tracing::warn!(peer = %origin.peer, link = %origin.link, %withheld, "config withheld");
                 noted(None, Some(withheld.to_string()));
+                if matches!(withheld, Withheld::NotItsTurn(..)) {
+                    return Err(Refusal::NotItsTurn);
+                }
                 Err(Refusal::ConfigWithheld)
             }
         }

@@ -105,6 +105,7 @@ pub enum Refusal {
     Precondition,
     ForeignSource,
     ConfigWithheld,
+    NotItsTurn,
     ReportWithheld,
     ReportUnreadable,
     NotWritten,
@@ -116,7 +117,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Malformed,
         Self::Version,
         Self::Method,
@@ -130,6 +131,7 @@ impl Refusal {
         Self::Precondition,
         Self::ForeignSource,
         Self::ConfigWithheld,
+        Self::NotItsTurn,
         Self::ReportWithheld,
         Self::ReportUnreadable,
         Self::NotWritten,
@@ -174,6 +176,8 @@ impl Refusal {
                 "this address is of no network served here",
             ),
             Self::ConfigWithheld => (403, "config-withheld", "refused"),
+            // Whoever may have it later asks again: 503 ends no installer, 403 does.
+            Self::NotItsTurn => (503, "not-its-turn", "not yet, ask again"),
             Self::ReportWithheld => (403, "report-withheld", "refused"),
             Self::ReportUnreadable => (
                 400,

@@ -186,7 +186,7 @@ fn html(status: &Status) -> String {
             &node.state,
             &node.next_boot,
             &node.address.to_string(),
-            node.profile.as_str(),
+            node.profile.as_ref().map_or("", |profile| profile.as_str()),
             &node.waits_for,
         ];
         let cells: String = cells

@@ -4,13 +4,16 @@
 
 use std::net::Ipv4Addr;
 
+use netboot::cluster::ClusterName;
 use netboot::net::{Digest, MacAddress, NodeName, ProfileName, Timestamp};
 use netboot::node::{Admission, Attempt, BootState, Install, NodeRecord, Report, WipePermit};
 use netboot::site::{Lease, Memory, Site};
 use serde::{Deserialize, Serialize};
 
+use super::cluster::{ClusterShape, MemberShape};
+
 /// The shapes this program writes, and the newest it can read.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A value that is not what its key promises.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +33,10 @@ pub(super) enum Line {
     Node(NodeName, Box<RecordShape>),
     /// A lease.
     Lease(Ipv4Addr, LeaseShape),
+    /// A cluster's record.
+    Cluster(ClusterName, Box<ClusterShape>),
+    /// What it holds of one machine.
+    Member(ClusterName, NodeName, Box<MemberShape>),
     /// The last.
     End(End),
 }

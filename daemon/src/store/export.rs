@@ -9,11 +9,13 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use netboot::cluster::{ClusterRecord, MemberRecord};
 use netboot::net::Digest;
 use netboot::node::NodeRecord;
 use netboot::site::{Lease, Memory, Site};
 use sha2::{Digest as _, Sha256};
 
+use super::cluster::{ClusterShape, MemberShape};
 use super::disk::{self, End, Head, LeaseShape, Line, RecordShape, SCHEMA, Unreadable};
 use super::engine::VALUE_BYTES_MAX;
 use super::sync_dir;
@@ -110,6 +112,14 @@ fn write_lines(path: &Path, site: &Site) -> io::Result<()> {
     for (address, lease) in site.leases() {
         put(&Line::Lease(*address, LeaseShape::from(lease.clone())))?;
     }
+    for (name, record) in site.cluster_records() {
+        let shape = ClusterShape::from(record.head());
+        put(&Line::Cluster(name.clone(), Box::new(shape)))?;
+        for node in record.machines() {
+            let shape = MemberShape::from(record.of_machine(node));
+            put(&Line::Member(name.clone(), node.clone(), Box::new(shape)))?;
+        }
+    }
     let sha256 = Digest::from_bytes(hasher.finalize().into());
     let mut end = disk::to_json(&Line::End(End { sha256 }));
     end.push(b'\n');
@@ -163,12 +173,25 @@ pub fn read(path: &Path) -> Result<Memory, ExportError> {
             (Line::Lease(address, shape), Some(memory)) => {
                 memory.leases.push((address, Lease::from(shape)));
             }
+            (Line::Cluster(name, shape), Some(memory)) => {
+                memory.take_cluster(name, ClusterRecord::from(*shape));
+            }
+            (Line::Member(name, node, shape), Some(memory)) => {
+                memory.take_member(name, &node, MemberRecord::from(*shape));
+            }
             (Line::End(end), Some(_)) if *end.sha256.bytes() == *hasher.finalize_reset() => {
                 return memory.ok_or_else(|| not_whole("it has no head"));
             }
             (Line::End(_), Some(_)) => return Err(not_whole("its digest differs")),
             (Line::Head(_), Some(_)) => return Err(not_whole("it has two heads")),
-            (Line::Node(..) | Line::Lease(..) | Line::End(_), None) => {
+            (
+                Line::Node(..)
+                | Line::Lease(..)
+                | Line::Cluster(..)
+                | Line::Member(..)
+                | Line::End(_),
+                None,
+            ) => {
                 return Err(not_whole("it has no head"));
             }
         }

@@ -8,7 +8,8 @@
 //! lost-<number>/       databases that could not be opened, for whoever wants to look
 //! ```
 //!
-//! Keys are text: `meta`, `node/<name>`, `lease/<address>`. A commit is one atomic batch of all values
+//! Keys are text: `meta`, `node/<name>`, `lease/<address>`, `cluster/<name>`,
+//! `member/<cluster>/<name>`. A commit is one atomic batch of all values
 //! that changed and of `meta`, synced to the disk before [`Store::commit`] returns.
 //!
 //! Opening never gives up on damaged files. It deletes snapshots, then falls back to the newest export,
@@ -36,6 +37,7 @@ use self::disk::{Head, SCHEMA};
 use self::engine::{Engine, EngineError, LOCK_PATIENCE, LOCK_PAUSE};
 use self::mark::{Mark, Marked};
 
+pub mod cluster;
 pub mod disk;
 pub(crate) mod engine;
 pub mod export;
@@ -358,6 +360,8 @@ fn read_memory(
             Some(("lease", address)) => {
                 read_lease(address, value).map(|lease| memory.leases.push(lease))
             }
+            Some(("cluster", name)) => read_cluster(name, value, &mut memory),
+            Some(("member", names)) => read_member(names, value, &mut memory),
             _ if key == HEAD => Some(()),
             _ => None,
         };
@@ -380,6 +384,19 @@ fn read_node(name: &str, value: &[u8]) -> Option<(NodeName, NodeRecord)> {
 
 fn read_lease(address: &str, value: &[u8]) -> Option<(Ipv4Addr, Lease)> {
     Some((address.parse().ok()?, disk::lease_from_json(value).ok()?))
+}
+
+fn read_cluster(name: &str, value: &[u8], memory: &mut Memory) -> Option<()> {
+    let (name, head) = (name.parse().ok()?, cluster::cluster_from_json(value).ok()?);
+    memory.take_cluster(name, head);
+    Some(())
+}
+
+fn read_member(names: &str, value: &[u8], memory: &mut Memory) -> Option<()> {
+    let (name, node) = names.split_once('/')?;
+    let member = cluster::member_from_json(value).ok()?;
+    memory.take_member(name.parse().ok()?, &node.parse().ok()?, member);
+    Some(())
 }
 
 fn split(key: &[u8]) -> Option<(&str, &str)> {
@@ -456,8 +473,14 @@ fn make(dir: &Path, site: &Site) -> Result<Engine, EngineError> {
 fn write_site(engine: &Engine, site: &Site) -> Result<(), EngineError> {
     let nodes = site.records().map(|(name, _)| Change::Record(name.clone()));
     let leases = site.leases().map(|(address, _)| Change::Lease(*address));
+    let clusters = site.cluster_records().flat_map(|(name, record)| {
+        let machines = record.machines().into_iter();
+        let members = machines.map(|node| Change::Member(name.clone(), node.clone()));
+        members.chain([Change::Cluster(name.clone())])
+    });
     let mut wanted: BTreeMap<Vec<u8>, Option<Vec<u8>>> = nodes
         .chain(leases)
+        .chain(clusters)
         .filter_map(|change| pair(site, &change))
         .collect();
     wanted.insert(HEAD.to_vec(), Some(disk::to_json(&Head::of(site))));
@@ -504,6 +527,17 @@ fn pair(site: &Site, change: &Change) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
             format!("lease/{address}").into_bytes(),
             site.lease(*address).map(disk::lease_to_json),
         )),
+        Change::Cluster(name) => Some((
+            format!("cluster/{name}").into_bytes(),
+            site.cluster_record(name).map(cluster::cluster_to_json),
+        )),
+        Change::Member(cluster, node) => {
+            let record = site.cluster_record(cluster);
+            Some((
+                format!("member/{cluster}/{node}").into_bytes(),
+                record.and_then(|record| cluster::member_to_json(record, node)),
+            ))
+        }
         Change::Recovery => None,
     }
 }

@@ -1,0 +1,302 @@
+//! Phases and turns. A [`Course`] says which roles each phase admits and which facts end it; whose turn it is
+//! follows from the facts that are known, never from a clock. Facts are kept once learned and phases only go
+//! forward, so a turn that came never goes away again.
+
+use std::fmt;
+
+use super::{ClusterName, ClusterSpec, ClusterState, FactKey, FactName, Member, Role};
+use crate::net::NodeName;
+
+/// The phases of a platform, in order. The last one is [`Stage::Ready`], which has no gates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Course {
+    /// Each stage at most once, in the order of [`Stage`].
+    pub phases: Vec<Phase>,
+}
+
+/// One phase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    /// Its name.
+    pub stage: Stage,
+    /// Who may boot from here on.
+    pub admits: Vec<Admit>,
+    /// What must be known before the next phase begins.
+    pub gates: Vec<Gate>,
+    /// Temporary machines of this role leave when the phase is over.
+    pub retires: Option<Role>,
+}
+
+/// A phase's name, the same for every platform.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The first breath.
+    #[default]
+    Bootstrap,
+    /// The control plane gathers.
+    ControlPlane,
+    /// Workers join.
+    Worker,
+    /// The cluster's own parts settle.
+    Addon,
+    /// It is done.
+    Ready,
+}
+
+impl Stage {
+    /// Every stage, in order.
+    pub const ALL: [Self; 5] = [
+        Self::Bootstrap,
+        Self::ControlPlane,
+        Self::Worker,
+        Self::Addon,
+        Self::Ready,
+    ];
+
+    /// The word in tables, JSON and the store.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::ControlPlane => "control-plane",
+            Self::Worker => "worker",
+            Self::Addon => "addon",
+            Self::Ready => "ready",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// Who may boot in a phase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admit {
+    /// Which role.
+    pub role: Role,
+    /// In which order.
+    pub order: Order,
+}
+
+/// In which order the members of a role boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// All at once.
+    Together,
+    /// Number 0 alone.
+    First,
+    /// So many at a time, each batch when all before it have these facts.
+    Batches {
+        /// At least 1.
+        size: u16,
+        /// What a member of an earlier batch must have shown.
+        until: Vec<FactName>,
+    },
+}
+
+/// One thing a phase waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// A fact of the cluster.
+    Fact(FactName),
+    /// A fact of every member of a role; open when there is none.
+    Every(Role, FactName),
+    /// A fact of one member of a role at least.
+    Any(Role, FactName),
+}
+
+/// A gate that is not open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unmet {
+    /// What is waited for.
+    pub fact: FactName,
+    /// Of how many members it is known, and of how many it is wanted; `None` for a fact of the cluster.
+    pub counted: Option<(Role, usize, usize)>,
+    /// The members it is not known of.
+    pub missing: Vec<NodeName>,
+}
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.counted {
+            None => write!(f, "{} not seen yet", self.fact),
+            Some((role, have, want)) => {
+                write!(f, "{have} of {want} {} {}", role.plural(), self.fact)
+            }
+        }
+    }
+}
+
+/// Why a member may not boot yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// Whose member it is.
+    pub cluster: ClusterName,
+    /// The phase the cluster is in.
+    pub stage: Stage,
+    /// What is waited for; never empty.
+    pub unmet: Vec<Unmet>,
+}
+
+impl fmt::Display for Waits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "waits its turn in {} ({} phase): ",
+            self.cluster, self.stage
+        )?;
+        for (place, unmet) in self.unmet.iter().enumerate() {
+            let comma = if place == 0 { "" } else { ", " };
+            write!(f, "{comma}{unmet}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Course {
+    /// The phase of a stage.
+    #[must_use]
+    pub fn phase(&self, stage: Stage) -> Option<&Phase> {
+        self.phases.iter().find(|phase| phase.stage == stage)
+    }
+
+    /// Whether any phase admits `role`.
+    #[must_use]
+    pub fn admits(&self, role: Role) -> bool {
+        let mut admits = self.phases.iter().flat_map(|phase| &phase.admits);
+        admits.any(|admit| admit.role == role)
+    }
+
+    /// Where a cluster begins.
+    #[must_use]
+    pub fn first(&self) -> Stage {
+        self.phases
+            .first()
+            .map_or(Stage::Ready, |phase| phase.stage)
+    }
+
+    /// The phase after `stage`; `Ready` is after everything.
+    #[must_use]
+    pub fn after(&self, stage: Stage) -> Stage {
+        let later = self.phases.iter().map(|phase| phase.stage);
+        later
+            .filter(|other| *other > stage)
+            .min()
+            .unwrap_or(Stage::Ready)
+    }
+}
+
+impl ClusterState {
+    /// What ends the present phase and is not there yet; empty when the phase is over.
+    #[must_use]
+    pub fn unmet(&self, spec: &ClusterSpec) -> Vec<Unmet> {
+        let phase = spec.course.phase(self.record.stage);
+        let gates = phase.into_iter().flat_map(|phase| &phase.gates);
+        gates.filter_map(|gate| self.closed(gate)).collect()
+    }
+
+    /// May this member boot?
+    ///
+    /// # Errors
+    /// What it waits for.
+    pub fn turn(&self, spec: &ClusterSpec, member: &Member) -> Result<(), Waits> {
+        let waits = |unmet| {
+            Err(Waits {
+                cluster: member.cluster.clone(),
+                stage: self.record.stage,
+                unmet,
+            })
+        };
+        let begun = |stage: Stage| stage <= self.record.stage;
+        let mut nearest: Option<Vec<Unmet>> = None;
+        for phase in &spec.course.phases {
+            for admit in phase
+                .admits
+                .iter()
+                .filter(|admit| admit.role == member.role)
+            {
+                if !begun(phase.stage) {
+                    continue;
+                }
+                match &admit.order {
+                    Order::Together => return Ok(()),
+                    Order::First if member.index == 0 => return Ok(()),
+                    Order::First => {}
+                    Order::Batches { size, until } => {
+                        let unmet = self.unfinished(member, *size, until);
+                        if unmet.is_empty() {
+                            return Ok(());
+                        }
+                        nearest = Some(unmet);
+                    }
+                }
+            }
+        }
+        waits(nearest.unwrap_or_else(|| self.unmet(spec)))
+    }
+
+    fn unfinished(&self, member: &Member, size: u16, until: &[FactName]) -> Vec<Unmet> {
+        let before = member.index - member.index % size.max(1);
+        let earlier = |other: &&Member| other.role == member.role && other.index < before;
+        let earlier: Vec<&Member> = self
+            .members
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(earlier)
+            .collect();
+        let counted = |fact: &FactName| self.counted(member.role, fact, &earlier, earlier.len());
+        until.iter().filter_map(counted).collect()
+    }
+
+    fn closed(&self, gate: &Gate) -> Option<Unmet> {
+        match gate {
+            Gate::Fact(fact) => (!self.knows(fact, None)).then(|| Unmet {
+                fact: fact.clone(),
+                counted: None,
+                missing: Vec::new(),
+            }),
+            Gate::Every(role, fact) => {
+                let all: Vec<&Member> = self.of_role(*role).collect();
+                self.counted(*role, fact, &all, all.len())
+            }
+            Gate::Any(role, fact) => {
+                let all: Vec<&Member> = self.of_role(*role).collect();
+                self.counted(*role, fact, &all, 1)
+            }
+        }
+    }
+
+    fn counted(&self, role: Role, fact: &FactName, of: &[&Member], want: usize) -> Option<Unmet> {
+        let lacks = |member: &&&Member| !self.knows(fact, Some(&member.node));
+        let missing: Vec<NodeName> = of
+            .iter()
+            .filter(lacks)
+            .map(|member| member.node.clone())
+            .collect();
+        let have = of.len() - missing.len();
+        (have < want).then(|| Unmet {
+            fact: fact.clone(),
+            counted: Some((role, have, want)),
+            missing,
+        })
+    }
+
+    /// Whether a fact was ever learned.
+    #[must_use]
+    pub fn knows(&self, fact: &FactName, node: Option<&NodeName>) -> bool {
+        let key = FactKey {
+            fact: fact.clone(),
+            node: node.cloned(),
+        };
+        self.record.facts.contains_key(&key)
+    }
+
+    /// The members of a role, by rank.
+    pub fn of_role(&self, role: Role) -> impl Iterator<Item = &Member> {
+        let members = self.members.iter().map(AsRef::as_ref);
+        members.filter(move |member: &&Member| member.role == role)
+    }
+}

@@ -1,0 +1,621 @@
+//! What was decided and learned of each cluster, and the events that change it.
+//!
+//! A fact is kept from the first look that found it true; the latest look of each is kept beside it for people, in
+//! memory only, so that a probe every few seconds costs no disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
+use super::placement::{Before, PlacementFault, Seats, place};
+use super::{ClusterName, ClusterSpec, FactName, GroupName, Member, Role, Stage, Unmet, Waits};
+use crate::event::{Change, WORDS_MAX};
+use crate::net::{NodeName, Timestamp};
+use crate::node::{NodeRecord, NodeSpec};
+use crate::site::Site;
+
+/// Everything durable of one cluster. Made by events only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterRecord {
+    /// Its phase; only forward.
+    pub stage: Stage,
+    /// When the phase began.
+    pub since: Timestamp,
+    /// Which machine serves where.
+    pub seats: BTreeMap<NodeName, Seat>,
+    /// What is known, since when, and in the words of the look that found it.
+    pub facts: BTreeMap<FactKey, Known>,
+    /// The call that starts its database, where the platform has one.
+    pub bootstrap: Option<BootstrapCall>,
+    /// Machines that did their work and left, with the generation of what they last installed here.
+    pub retired: BTreeMap<NodeName, u32>,
+}
+
+/// What a [`ClusterRecord`] holds of one machine; the store keeps each by itself, so that a cluster may grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberRecord {
+    /// Its place, while it has one.
+    pub seat: Option<Seat>,
+    /// What is known of it.
+    pub facts: BTreeMap<FactName, Known>,
+    /// See [`ClusterRecord::retired`].
+    pub retired: Option<u32>,
+}
+
+impl ClusterRecord {
+    /// What is held of one machine.
+    #[must_use]
+    pub fn of_machine(&self, node: &NodeName) -> MemberRecord {
+        let facts = self
+            .facts
+            .iter()
+            .filter(|(key, _)| key.node.as_ref() == Some(node));
+        MemberRecord {
+            seat: self.seats.get(node).cloned(),
+            facts: facts
+                .map(|(key, known)| (key.fact.clone(), known.clone()))
+                .collect(),
+            retired: self.retired.get(node).copied(),
+        }
+    }
+
+    /// The machines that anything is held of.
+    #[must_use]
+    pub fn machines(&self) -> BTreeSet<&NodeName> {
+        let named = self.facts.keys().filter_map(|key| key.node.as_ref());
+        self.seats
+            .keys()
+            .chain(self.retired.keys())
+            .chain(named)
+            .collect()
+    }
+
+    /// Takes back what [`ClusterRecord::of_machine`] gave.
+    pub fn remember(&mut self, node: &NodeName, member: MemberRecord) {
+        let MemberRecord {
+            seat,
+            facts,
+            retired,
+        } = member;
+        if let Some(seat) = seat {
+            self.seats.insert(node.clone(), seat);
+        }
+        if let Some(generation) = retired {
+            self.retired.insert(node.clone(), generation);
+        }
+        for (fact, known) in facts {
+            let node = Some(node.clone());
+            self.facts.insert(FactKey { node, fact }, known);
+        }
+    }
+
+    /// The same without what is held of machines.
+    #[must_use]
+    pub fn head(&self) -> Self {
+        let of_cluster = self.facts.iter().filter(|(key, _)| key.node.is_none());
+        Self {
+            stage: self.stage,
+            since: self.since,
+            seats: BTreeMap::new(),
+            facts: of_cluster
+                .map(|(key, known)| (key.clone(), known.clone()))
+                .collect(),
+            bootstrap: self.bootstrap.clone(),
+            retired: BTreeMap::new(),
+        }
+    }
+}
+
+/// What changed from one record to the next, a machine at a time.
+fn changes_between(
+    name: &ClusterName,
+    before: &ClusterRecord,
+    after: &ClusterRecord,
+) -> Vec<Change> {
+    let mut machines = before.machines();
+    machines.extend(after.machines());
+    let differs = |node: &&NodeName| before.of_machine(node) != after.of_machine(node);
+    let of_machines = machines.into_iter().filter(differs);
+    let of_machines = of_machines.map(|node| Change::Member(name.clone(), node.clone()));
+    let head = (before.head() != after.head()).then(|| Change::Cluster(name.clone()));
+    head.into_iter().chain(of_machines).collect()
+}
+
+/// A machine's place in a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Which group.
+    pub group: GroupName,
+    /// Which of its places, from 0.
+    pub ordinal: u16,
+    /// See [`Member::former`].
+    pub former: Option<u32>,
+}
+
+/// What a fact is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FactKey {
+    /// Of which member; `None` for the cluster as a whole.
+    pub node: Option<NodeName>,
+    /// Which fact.
+    pub fact: FactName,
+}
+
+/// A fact that was learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// When it was first seen.
+    pub at: Timestamp,
+    /// What was seen, at most [`WORDS_MAX`] characters.
+    pub words: String,
+}
+
+/// One look at one fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// At what.
+    pub key: FactKey,
+    /// Whether it was so.
+    pub holds: bool,
+    /// What was seen: `503 from 10.1.107.11:6443`.
+    pub words: String,
+}
+
+/// The latest look at a fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// When.
+    pub at: Timestamp,
+    /// Whether it was so.
+    pub holds: bool,
+    /// What was seen.
+    pub words: String,
+}
+
+/// The one call that starts a cluster's database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootstrapCall {
+    /// On which machine; never another.
+    pub node: NodeName,
+    /// When it was decided, before the call.
+    pub intended: Timestamp,
+    /// When the machine said that it is done.
+    pub done: Option<Timestamp>,
+}
+
+/// One cluster in a snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterState {
+    /// The durable half.
+    pub record: ClusterRecord,
+    /// Its machines, by role and rank; none while no definition wants the cluster.
+    pub members: Vec<Arc<Member>>,
+    /// The latest look at each fact.
+    pub looks: OrdMap<FactKey, Look>,
+}
+
+impl Site {
+    /// A cluster that a definition wants.
+    #[must_use]
+    pub fn cluster(&self, name: &ClusterName) -> Option<(&Arc<ClusterSpec>, &Arc<ClusterState>)> {
+        Some((self.spec.clusters.get(name)?, self.clusters.get(name)?))
+    }
+
+    /// The clusters that definitions want, by name.
+    pub fn clusters(&self) -> impl Iterator<Item = (&Arc<ClusterSpec>, &Arc<ClusterState>)> {
+        let wanted = self.spec.clusters.values();
+        wanted.filter_map(|spec| Some((spec, self.clusters.get(&spec.name)?)))
+    }
+
+    /// Every cluster's record, also of those that no definition wants any more.
+    pub fn cluster_records(&self) -> impl Iterator<Item = (&ClusterName, &ClusterRecord)> {
+        self.clusters
+            .iter()
+            .map(|(name, state)| (name, &state.record))
+    }
+
+    /// A cluster's record, whether or not a definition wants it.
+    #[must_use]
+    pub fn cluster_record(&self, name: &ClusterName) -> Option<&ClusterRecord> {
+        self.clusters.get(name).map(|state| &state.record)
+    }
+
+    /// A machine's place in its cluster.
+    #[must_use]
+    pub fn member(&self, node: &NodeName) -> Option<&Arc<Member>> {
+        self.members.get(node)
+    }
+
+    /// The cluster that a machine served and left, where it serves no other since.
+    #[must_use]
+    pub fn retired_from(&self, node: &NodeName) -> Option<&ClusterName> {
+        let left = |(_, state): &(&ClusterName, &Arc<ClusterState>)| {
+            state.record.retired.contains_key(node)
+        };
+        let mut clusters = self.clusters.iter();
+        clusters
+            .find(left)
+            .map(|(name, _)| name)
+            .filter(|_| self.member(node).is_none())
+    }
+
+    /// May a member boot yet? A machine of no cluster may.
+    ///
+    /// # Errors
+    /// What it waits for.
+    pub fn turn(&self, node: &NodeSpec) -> Result<(), Waits> {
+        let Some(member) = self.member(&node.name) else {
+            return Ok(());
+        };
+        match self.cluster(&member.cluster) {
+            Some((spec, state)) => state.turn(spec, member),
+            None => Ok(()),
+        }
+    }
+
+    /// What the present phase of a cluster waits for.
+    #[must_use]
+    pub fn unmet(&self, name: &ClusterName) -> Vec<Unmet> {
+        self.cluster(name)
+            .map_or_else(Vec::new, |(spec, state)| state.unmet(spec))
+    }
+
+    /// Who would serve where under `spec`, given who serves now.
+    ///
+    /// # Errors
+    /// Groups that can't be filled.
+    pub fn seats_under(&self, spec: &crate::spec::SiteSpec) -> Result<Seats, Vec<PlacementFault>> {
+        let records = || self.clusters.iter();
+        let before = Before {
+            seats: records()
+                .flat_map(|(name, state)| {
+                    let seats = state.record.seats.iter();
+                    seats.map(move |(node, seat)| (node.clone(), (name.clone(), seat.clone())))
+                })
+                .collect(),
+            stages: records()
+                .map(|(name, state)| (name.clone(), state.record.stage))
+                .collect(),
+            started: self
+                .records
+                .iter()
+                .filter(|(_, record)| record.attempt.is_some())
+                .map(|(name, _)| name.clone())
+                .collect(),
+        };
+        place(spec, &before)
+    }
+}
+
+/// The changes that events make to clusters.
+pub(crate) struct ClusterDraft<'a> {
+    pub(crate) site: &'a mut Site,
+    pub(crate) changes: &'a mut Vec<Change>,
+    pub(crate) now: Timestamp,
+}
+
+impl ClusterDraft<'_> {
+    /// Takes a new spec, and seats machines for it.
+    pub(crate) fn replace_spec(
+        &mut self,
+        spec: Arc<crate::spec::SiteSpec>,
+    ) -> Result<(), Vec<PlacementFault>> {
+        let seats = self.site.seats_under(&spec)?;
+        self.site.spec = spec;
+        let wanted: Vec<Arc<ClusterSpec>> = self.site.spec.clusters.values().cloned().collect();
+        for cluster in &wanted {
+            let known = self.site.clusters.contains_key(&cluster.name);
+            let mine = seats.iter().filter(|(_, (name, _))| *name == cluster.name);
+            let mine: BTreeMap<NodeName, Seat> = mine
+                .map(|(node, (_, seat))| (node.clone(), seat.clone()))
+                .collect();
+            let now = self.now;
+            self.edit(&cluster.name, |record| {
+                if !known {
+                    record.stage = cluster.course.first();
+                    record.since = now;
+                }
+                let gone = |key: &FactKey| {
+                    key.node
+                        .as_ref()
+                        .is_some_and(|node| !mine.contains_key(node))
+                };
+                record.facts.retain(|key, _| !gone(key));
+                record.retired.retain(|node, _| !mine.contains_key(node));
+                record.seats = mine;
+            });
+        }
+        self.reseat();
+        for cluster in &wanted {
+            self.advance(cluster);
+        }
+        Ok(())
+    }
+
+    /// Takes what a probe or a machine showed.
+    pub(crate) fn seen(&mut self, name: &ClusterName, seen: Vec<Seen>) {
+        let Some((spec, state)) = self.site.cluster(name) else {
+            return;
+        };
+        let (spec, mut state) = (Arc::clone(spec), ClusterState::clone(state));
+        let mut learned = BTreeSet::new();
+        for Seen { key, holds, words } in seen {
+            let of_ours = |node: &NodeName| state.record.seats.contains_key(node);
+            if !key.node.as_ref().is_none_or(of_ours) {
+                continue;
+            }
+            let words: String = words
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(WORDS_MAX)
+                .collect();
+            if holds && !state.record.facts.contains_key(&key) {
+                let known = Known {
+                    at: self.now,
+                    words: words.clone(),
+                };
+                state.record.facts.insert(key.clone(), known);
+                learned.insert(key.node.clone());
+            }
+            let look = Look {
+                at: self.now,
+                holds,
+                words,
+            };
+            state.looks.insert(key, look);
+        }
+        self.site.clusters.insert(name.clone(), Arc::new(state));
+        for node in &learned {
+            self.changes.push(match node {
+                Some(node) => Change::Member(name.clone(), node.clone()),
+                None => Change::Cluster(name.clone()),
+            });
+        }
+        if !learned.is_empty() {
+            self.advance(&spec);
+        }
+    }
+
+    /// The machine on which the cluster's database is to be started, written down before anybody calls it.
+    pub(crate) fn bootstrap_intended(&mut self, name: &ClusterName) -> Result<NodeName, String> {
+        let Some((_, state)) = self.site.cluster(name) else {
+            return Err(format!(
+                "no cluster {name}; `reveille cluster list` shows them"
+            ));
+        };
+        if let Some(call) = &state.record.bootstrap {
+            return match call.done {
+                None => Ok(call.node.clone()),
+                Some(_) => Err(format!("{name} was bootstrapped on {}", call.node)),
+            };
+        }
+        let first = state.of_role(Role::ControlPlane).next();
+        let Some(first) = first.map(|member| member.node.clone()) else {
+            return Err(format!("{name} has no control plane"));
+        };
+        let released = |record: &NodeRecord| {
+            record
+                .attempt
+                .as_ref()
+                .is_some_and(|attempt| attempt.released.is_some())
+        };
+        if !released(self.site.record(&first)) {
+            return Err(format!("{first} has not fetched its config yet"));
+        }
+        let now = self.now;
+        let node = first.clone();
+        self.edit(name, |record| {
+            record.bootstrap = Some(BootstrapCall {
+                node,
+                intended: now,
+                done: None,
+            });
+        });
+        Ok(first)
+    }
+
+    /// The machine said that its database runs.
+    pub(crate) fn bootstrap_done(&mut self, name: &ClusterName) {
+        let now = self.now;
+        self.edit(name, |record| {
+            if let Some(call) = &mut record.bootstrap {
+                call.done.get_or_insert(now);
+            }
+        });
+    }
+
+    /// Forgets a cluster that no definition wants.
+    pub(crate) fn forget(&mut self, name: &ClusterName) -> Result<(), String> {
+        if self.site.spec.clusters.contains_key(name) {
+            return Err(format!(
+                "a definition wants cluster {name}; take that away first"
+            ));
+        }
+        let Some(forgotten) = self.site.clusters.remove(name) else {
+            return Err(format!("nothing is known of cluster {name}"));
+        };
+        let machines = forgotten.record.machines().into_iter();
+        self.changes
+            .extend(machines.map(|node| Change::Member(name.clone(), node.clone())));
+        self.changes.push(Change::Cluster(name.clone()));
+        Ok(())
+    }
+
+    /// What was known of a machine's part in its cluster ends with its install.
+    pub(crate) fn reinstalled(&mut self, node: &NodeName) {
+        let Some(member) = self.site.member(node).cloned() else {
+            return;
+        };
+        self.edit(&member.cluster, |record| {
+            record
+                .facts
+                .retain(|key, _| key.node.as_ref() != Some(node));
+            if let Some(seat) = record.seats.get_mut(node) {
+                seat.former = None;
+            }
+        });
+        self.reseat();
+    }
+
+    fn edit(&mut self, name: &ClusterName, edit: impl FnOnce(&mut ClusterRecord)) {
+        let known = self.site.clusters.get(name);
+        let mut state = known.map_or_else(ClusterState::default, |state| (**state).clone());
+        let before = state.record.clone();
+        edit(&mut state.record);
+        let mut changes = changes_between(name, &before, &state.record);
+        if known.is_none() && changes.is_empty() {
+            changes.push(Change::Cluster(name.clone()));
+        }
+        if !changes.is_empty() {
+            self.site.clusters.insert(name.clone(), Arc::new(state));
+            self.changes.append(&mut changes);
+        }
+    }
+
+    /// Steps through the phases whose gates are open.
+    fn advance(&mut self, spec: &ClusterSpec) {
+        while let Some(state) = self.site.clusters.get(&spec.name) {
+            let stage = state.record.stage;
+            if stage == Stage::Ready || !state.unmet(spec).is_empty() {
+                break;
+            }
+            let retires = spec.course.phase(stage).and_then(|phase| phase.retires);
+            let installed: BTreeMap<NodeName, u32> = state
+                .record
+                .seats
+                .keys()
+                .filter(|node| self.site.record(node).installed.is_some())
+                .map(|node| (node.clone(), self.site.record(node).generation))
+                .collect();
+            let now = self.now;
+            self.edit(&spec.name, |record| {
+                if let Some(role) = retires {
+                    retire(spec, role, &installed, record);
+                }
+                record.stage = spec.course.after(stage);
+                record.since = now;
+            });
+            if retires.is_some() {
+                self.reseat();
+            }
+        }
+    }
+
+    /// Makes the members again of the seats.
+    fn reseat(&mut self) {
+        self.site.seat_members();
+    }
+}
+
+/// Temporary machines of a role leave; those that become something else take the places kept for them.
+fn retire(
+    spec: &ClusterSpec,
+    role: Role,
+    installed: &BTreeMap<NodeName, u32>,
+    record: &mut ClusterRecord,
+) {
+    let leaving: Vec<NodeName> = record
+        .seats
+        .iter()
+        .filter(|(_, seat)| {
+            spec.group(&seat.group)
+                .is_some_and(|group| group.role == role && group.temporary)
+        })
+        .map(|(node, _)| node.clone())
+        .collect();
+    for node in leaving {
+        let Some(seat) = record.seats.remove(&node) else {
+            continue;
+        };
+        record
+            .facts
+            .retain(|key, _| key.node.as_ref() != Some(&node));
+        let next = spec
+            .group(&seat.group)
+            .and_then(|group| group.becomes.as_ref());
+        let next = next.and_then(|next| spec.group(next));
+        let taken = |group: &GroupName, ordinal| {
+            record
+                .seats
+                .values()
+                .any(|seat| seat.group == *group && seat.ordinal == ordinal)
+        };
+        let free = next.and_then(|group| {
+            Some((
+                group,
+                (0..group.count).find(|ordinal| !taken(&group.name, *ordinal))?,
+            ))
+        });
+        match free {
+            Some((group, ordinal)) => {
+                let seat = Seat {
+                    group: group.name.clone(),
+                    ordinal,
+                    former: installed.get(&node).copied(),
+                };
+                record.seats.insert(node, seat);
+            }
+            None => {
+                record.retired.insert(
+                    node.clone(),
+                    installed.get(&node).copied().unwrap_or_default(),
+                );
+            }
+        }
+    }
+}
+
+impl Site {
+    /// Derives the members of each cluster from its seats.
+    pub(crate) fn seat_members(&mut self) {
+        let mut members = OrdMap::new();
+        let specs: Vec<Arc<ClusterSpec>> = self.spec.clusters.values().cloned().collect();
+        for (name, state) in self.clusters.clone() {
+            let spec = specs.iter().find(|spec| spec.name == name);
+            let seated = spec.map_or_else(Vec::new, |spec| seated(spec, &state.record));
+            for member in &seated {
+                members.insert(member.node.clone(), Arc::clone(member));
+            }
+            let mut state = ClusterState::clone(&state);
+            let looks = state.looks.into_iter();
+            state.looks = looks
+                .filter(|(key, _)| {
+                    let node = key.node.as_ref();
+                    node.is_none_or(|node| members.contains_key(node))
+                })
+                .collect();
+            state.members = seated;
+            self.clusters.insert(name, Arc::new(state));
+        }
+        self.members = members;
+    }
+}
+
+fn seated(spec: &ClusterSpec, record: &ClusterRecord) -> Vec<Arc<Member>> {
+    let mut members = Vec::with_capacity(record.seats.len());
+    for role in Role::ALL {
+        let mut index = 0;
+        for group in spec.groups.iter().filter(|group| group.role == role) {
+            let mut here: Vec<(&NodeName, &Seat)> = record
+                .seats
+                .iter()
+                .filter(|(_, seat)| seat.group == group.name)
+                .collect();
+            here.sort_by_key(|(_, seat)| seat.ordinal);
+            for (node, seat) in here {
+                members.push(Arc::new(Member {
+                    cluster: spec.name.clone(),
+                    group: group.name.clone(),
+                    role,
+                    index,
+                    node: node.clone(),
+                    profile: group.profile.clone(),
+                    former: seat.former,
+                }));
+                index += 1;
+            }
+        }
+    }
+    members
+}
