@@ -18,6 +18,7 @@ pub mod notify;
 pub mod places;
 pub mod plan;
 pub mod preflight;
+pub mod probe;
 pub mod ra;
 pub mod serve;
 pub mod show;

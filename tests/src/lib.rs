@@ -20,6 +20,7 @@ pub mod reference;
 pub mod sample;
 pub mod site;
 pub mod switch;
+pub mod talos;
 pub mod tftp;
 pub mod timeline;
 pub mod wire;

@@ -1,0 +1,3 @@
+//! The questions that the daemon asks of the clusters it raises. What comes back is witnessed, never decided here.
+
+pub mod talos;
