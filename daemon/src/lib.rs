@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod link;
 pub mod loaders;
 pub mod metrics;
+pub mod mint;
 pub mod notify;
 pub mod places;
 pub mod plan;

@@ -383,6 +383,14 @@ fn what_talos_would_refuse_is_refused_here_with_its_place() {
         "/patches/0/machine/files/0",
         "removes a key",
     );
+    let clock = json!({ "machine": { "time": { "servers": ["a"] } } });
+    check(
+        new,
+        &json!({ "patches": [clock] }),
+        "/patches/0/machine/time",
+        "TimeSyncConfig",
+    );
+    judge(&json!({ "patches": [clock] }), sound(old)).expect("sound");
     let named = json!({ "machine": { "network": { "hostname": "a" } } });
     check(
         new,

@@ -17,6 +17,7 @@
 
 mod access;
 mod bundle;
+mod course;
 mod machine;
 mod patch;
 pub mod pem;
@@ -25,6 +26,7 @@ mod version;
 
 pub use access::{kubeconfig, talosconfig};
 pub use bundle::{Bundle, BundleFault, Certified, Encryption};
+pub use course::course;
 pub use machine::document;
 pub use settings::{Settings, judge};
 pub use version::{Contract, Version};

@@ -50,6 +50,18 @@ const SINCE_1_12: [&str; 15] = [
     "VLANConfig",
     "WireguardConfig",
 ];
+/// What 1.12 is told by documents, and refuses to be told by the machine config too (the `V1Alpha1ConflictValidate` functions
+/// of pkg/machinery/config/types/network).
+const BY_DOCUMENTS: [(&str, &str); 5] = [
+    ("/machine/features/stableHostname", "HostnameConfig"),
+    (
+        "/machine/network/interfaces",
+        "LinkConfig, VLANConfig or BondConfig",
+    ),
+    ("/machine/network/nameservers", "ResolverConfig"),
+    ("/machine/network/searchDomains", "ResolverConfig"),
+    ("/machine/time", "TimeSyncConfig"),
+];
 /// Private keys of the bundle, which no patch may set.
 const KEYS: [&str; 5] = [
     "/machine/ca/key",
@@ -209,6 +221,14 @@ fn check(
             "would be the name of several machines",
             remedy,
         );
+    }
+    for (place, kind) in BY_DOCUMENTS {
+        if contract.has_documents()
+            && let Some(value) = document.pointer(place)
+        {
+            let remedy = format!("write it as a document of kind {kind}");
+            fault(place, value, "is said by documents in this release", remedy);
+        }
     }
     let on_grub = document.pointer("/machine/install/grubUseUKICmdline") == Some(&json!(false));
     let arguments = "/machine/install/extraKernelArgs";

@@ -47,7 +47,7 @@ impl Contract {
     }
 
     /// The minor versions of Kubernetes 1 that it runs, oldest and newest
-    /// (siderolabs/talos, pkg/machinery/compatibility/talos1*: from five before the newest on).
+    /// (siderolabs/talos, pkg/machinery/compatibility/talos19 to talos112).
     #[must_use]
     pub fn kubernetes(self) -> (u16, u16) {
         match self {
