@@ -1,3 +1,4 @@
 //! The questions that the daemon asks of the clusters it raises. What comes back is witnessed, never decided here.
 
+pub mod kube;
 pub mod talos;
