@@ -2,13 +2,17 @@
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 LAB := tests/lab/setup.sh
+# Where `make kube` leaves what it built.
+CACHE := $(or $(REVEILLE_LAB),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/reveille-lab)
+export KUBE_APISERVER ?= $(wildcard $(CACHE)/kube/bin/kube-apiserver)
 .DEFAULT_GOAL := help
-.PHONY: help test rehearse slow bench lint lab packages images roots compiled
+.PHONY: help test rehearse slow kube bench lint lab packages images roots compiled
 
 help:
 	@echo 'make test       every test that a change must pass, with real firmware on virtual machines'
 	@echo 'make rehearse   boots the site in tests/sites/rehearsal on virtual machines and shows the table of nodes'
 	@echo 'make slow       three more boot chains: shim and GRUB, EDK2 on arm64 with GRUB, and a live root'
+	@echo 'make kube       builds a real kube-apiserver (ten minutes, once) and tests against it what we ask of clusters'
 	@echo 'make bench      measures the daemon and its peers side by side and prints README'\''s table'
 	@echo 'make install    binary, unit, manual and completions; DESTDIR and prefix as usual'
 	@echo 'make lint       formatting and clippy, warnings are errors'
@@ -22,6 +26,11 @@ rehearse: lab
 slow: lab
 	$(LAB) slow
 	cargo test -p tests --test slow -- --ignored --test-threads 1
+
+# The suites that ask clusters, against the real thing; `make test` runs them too, and uses what was built here.
+kube: packages
+	KUBE_APISERVER=$$(tests/lab/kube-apiserver.sh) && export KUBE_APISERVER && \
+	  cargo test -p tests --test kube --test kube_recorded
 
 # Two cores, about half an hour; ARGS narrows it, for example ARGS="dhcp --rounds 1".
 bench: packages
