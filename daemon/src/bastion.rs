@@ -30,7 +30,7 @@ use crate::plan;
 use crate::preflight::{self, Scene, Verified};
 use crate::ra::QuietIpv6;
 use crate::simulate::Stand;
-use crate::status::{Health, RefusedSite, SiteFiles, Status, Surroundings};
+use crate::status::{Health, NodeStatus, RefusedSite, SiteFiles, Status, Surroundings};
 use crate::vault::Vault;
 use crate::{notify, store};
 
@@ -81,7 +81,16 @@ impl Bastion {
             conditions: self.health.conditions(),
             ledger_dropped: self.ledger.dropped(),
         };
-        Status::of(&self.controller.snapshot().load(), around, now())
+        let mut status = Status::of(&self.controller.snapshot().load(), around, now());
+        for node in &mut status.nodes {
+            self.add_hint(node);
+        }
+        status
+    }
+
+    /// Adds what the machine's system said of itself, which the site does not know.
+    pub(crate) fn add_hint(&self, node: &mut NodeStatus) {
+        node.progress = self.servers.http.sink().progress(&node.name);
     }
 
     /// Cancelled when the daemon stops.

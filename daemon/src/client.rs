@@ -26,7 +26,7 @@ use crate::failure::{Exit, Failure, faulty_site, print};
 use crate::http::words::{Consent, Exported, Problem, Reloaded};
 use crate::show::{json, moment, table, table_text};
 use crate::simulate::{self, Stand};
-use crate::status::{NodeDetail, NodeStatus, Status, Why};
+use crate::status::{NodeDetail, NodeStatus, Progress, Status, Why};
 use crate::store;
 use crate::tls::SiteCa;
 
@@ -487,7 +487,7 @@ fn nodes_table(nodes: &[NodeStatus]) -> String {
             node.profile
                 .as_ref()
                 .map_or_else(String::new, ToString::to_string),
-            node.waits_for.clone(),
+            node.waiting(),
         ]);
     }
     table_text(&rows)
@@ -508,6 +508,12 @@ fn why_text(why: &Why) -> String {
         ]);
     }
     text += &format!("\n{}", table_text(&hops));
+    if let Some(Progress { at, words }) = &why.progress {
+        text += &format!(
+            "\nits system {words} at {}; nothing proves it\n",
+            moment(*at)
+        );
+    }
     if !why.evidence.is_empty() {
         text += "\nevidence\n";
         text.extend(why.evidence.iter().map(told));
@@ -530,6 +536,9 @@ fn detail_text(detail: &NodeDetail) -> String {
         format!("{} ({})", status.next_boot, status.rule),
     );
     row("waits for", status.waits_for.clone());
+    if let Some(Progress { at, words }) = &status.progress {
+        row("its system", format!("{words} at {}", moment(*at)));
+    }
     if let Some(profile) = &status.profile {
         row("profile", profile.to_string());
     }

@@ -109,6 +109,15 @@ fn servers(page: &mut Page, bastion: &Bastion) {
     let open = servers.http.connections() as u64;
     page.sample("reveille_http_connections", &[], open);
     page.family(
+        "reveille_talos_events_total",
+        "counter",
+        "Events of Talos machines, and their connections refused, by what became of them.",
+    );
+    for (outcome, count) in servers.http.sink().counts() {
+        let label = [("outcome", outcome.word())];
+        page.sample("reveille_talos_events_total", &label, count);
+    }
+    page.family(
         "reveille_router_solicitations_total",
         "counter",
         "IPv6 router solicitations, by what became of them.",

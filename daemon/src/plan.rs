@@ -339,6 +339,7 @@ pub fn settings(before: &Settings, after: &Settings) -> Option<Difference> {
             ("site", settings.site.clone()),
             ("http.port", settings.http_port.to_string()),
             ("http.tls_port", settings.tls_port.to_string()),
+            ("http.events_port", settings.events_port.to_string()),
             (
                 "tftp.engine",
                 format!("{:?}", settings.tftp_engine).to_lowercase(),

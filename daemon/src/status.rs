@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use netboot::attempt::Entry;
+use netboot::attempt::{Entry, Fact};
 use netboot::boot::{BootDecision, BootRequest};
 use netboot::loader::{Architecture, Client};
 use netboot::net::{MacAddress, NetworkName, NodeName, ProfileName, Timestamp};
@@ -133,6 +133,18 @@ pub struct NodeStatus {
     pub attempts: u32,
     /// When its install was acknowledged.
     pub installed: Option<Timestamp>,
+    /// How far its system said that it is, since the daemon started: a hint, for nothing proves it.
+    #[serde(default)]
+    pub progress: Option<Progress>,
+}
+
+/// What a machine's system said of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// When.
+    pub at: Timestamp,
+    /// What, as `events` shows it.
+    pub words: String,
 }
 
 /// Everything known of one machine.
@@ -217,6 +229,9 @@ pub struct Why {
     pub hops: Vec<HopStatus>,
     /// The ledger's entries that it rests on, the oldest first.
     pub evidence: Vec<Entry>,
+    /// What its system said last of itself: a hint, on which the verdict does not rest.
+    #[serde(default)]
+    pub progress: Option<Progress>,
 }
 
 /// One part of the way.
@@ -480,6 +495,18 @@ impl NodeStatus {
             failed_attempts: record.failed_attempts,
             attempts: record.attempts_ever,
             installed: record.installed.as_ref().map(|install| install.at),
+            progress: None,
+        }
+    }
+}
+
+impl NodeStatus {
+    /// What it waits for, and how far its system says that it is.
+    #[must_use]
+    pub fn waiting(&self) -> String {
+        match &self.progress {
+            None => self.waits_for.clone(),
+            Some(Progress { words, .. }) => format!("{}; it {words}", self.waits_for),
         }
     }
 }
@@ -513,6 +540,7 @@ impl Why {
             remedy,
             hops: hops.into_iter().map(hop).collect(),
             evidence,
+            progress: entries.iter().rev().find_map(progress),
         }
     }
 }
@@ -559,6 +587,14 @@ impl NodeDetail {
             }),
         }
     }
+}
+
+fn progress(entry: &Entry) -> Option<Progress> {
+    let said = matches!(entry.fact, Fact::Progress { .. });
+    said.then(|| Progress {
+        at: entry.at,
+        words: entry.fact.to_string(),
+    })
 }
 
 /// The word of a report, as the agent spells it.

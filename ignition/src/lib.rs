@@ -51,6 +51,8 @@ pub struct Urls {
     pub config_tls: String,
     /// Where the machine reports: `http://10.107.0.1:8080/agent/v1/report/<token>`.
     pub report: String,
+    /// Where Talos machines tell how far they are, for `talos.events.sink=`: `10.107.0.1:8444`.
+    pub events: String,
     /// The site's CA certificate as PEM; empty while there is none.
     pub ca_pem: String,
 }
@@ -228,6 +230,7 @@ pub fn sample_urls(server: Ipv4Addr) -> Urls {
         config: format!("{base}/config/0000000000000000000000/"),
         config_tls: format!("https://{server}:8443/config/0000000000000000000000/"),
         report: format!("{base}/agent/v1/report/0000000000000000000000"),
+        events: format!("{server}:8444"),
         ca_pem: String::new(),
         base,
     }

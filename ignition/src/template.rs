@@ -120,6 +120,7 @@ fn values(
         base_url => &urls.base,
         config_url => &urls.config,
         report_url => &urls.report,
+        talos_events => &urls.events,
         ..own
     })
 }
@@ -145,7 +146,7 @@ fn fault(field: &'static str, error: &minijinja::Error) -> Fault {
         }
     }
     let remedy = if error.kind() == ErrorKind::UndefinedError {
-        "use node, hostname, address, mac, network, network_arguments, talos_network, talos_documents, disk, \
+        "use node, hostname, address, mac, network, network_arguments, talos_network, talos_documents, talos_events, disk, \
          variables.NAME, artifacts.NAME, base_url, config_url or report_url, and give the machine the variable or the profile the artefact"
     } else {
         "mend the template; a literal {{ is written {{ '{{' }}"

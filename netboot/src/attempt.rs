@@ -127,6 +127,14 @@ pub enum Fact {
         /// False when it was not that machine's to make.
         taken: bool,
     },
+    /// The machine's system said how far it is. Nothing proves that it was that machine: a hint for people.
+    Progress {
+        /// A word of that system, such as `installing`, `running` or `ready`.
+        stage: Word,
+        /// What is amiss, in its own words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+    },
     /// A person acted.
     Person {
         /// `approve`, `reject`, `cordon`, `uncordon`, `reinstall`, `reload`, `host-apply` or `host-confirm`.
@@ -264,6 +272,10 @@ impl fmt::Display for Fact {
                     if *taken { "" } else { ", not believed" }
                 )?;
                 more(f, ": ", detail.as_deref())
+            }
+            Self::Progress { stage, detail } => {
+                write!(f, "says that it is {stage}")?;
+                more(f, "; ", detail.as_deref())
             }
             Self::Person { act, by, detail } => {
                 write!(f, "{act} by {by}")?;

@@ -435,7 +435,7 @@ enum Reach {
     Beyond,
 }
 
-/// `None` for what a person did, or the bastion.
+/// `None` for what a person did, or the bastion, or what nothing proves.
 fn reach_of(fact: &Fact) -> Option<Reach> {
     match fact {
         Fact::Dhcp {
@@ -451,7 +451,9 @@ fn reach_of(fact: &Fact) -> Option<Reach> {
             Some(Reach::Nothing)
         }
         Fact::Script { .. } | Fact::Config { .. } | Fact::Report { .. } => Some(Reach::Beyond),
-        Fact::Person { .. } | Fact::Host { .. } | Fact::Bastion { .. } => None,
+        Fact::Progress { .. } | Fact::Person { .. } | Fact::Host { .. } | Fact::Bastion { .. } => {
+            None
+        }
     }
 }
 

@@ -104,7 +104,7 @@ impl Bastion {
             (http, controller, entries, depot, runtime)
         });
         until("boot HTTP to listen", Duration::from_secs(10), || {
-            http.served().len() == 2
+            http.served().len() >= 2
         });
         Self {
             netns,

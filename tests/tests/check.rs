@@ -206,7 +206,7 @@ fn the_firewall_opens_a_service_where_it_is_served_and_masquerade_forwards() {
         (service.port, links.join(" "))
     });
     let (both, answered) = ("eth1.107 eth2".to_owned(), "eth1.107".to_owned());
-    let wanted: Vec<(u16, String)> = [8081, 8443, 9345, 22623]
+    let wanted: Vec<(u16, String)> = [8081, 8443, 8444, 9345, 22623]
         .map(|port| (port, both.clone()))
         .into_iter()
         .chain([67, 69, 4011].map(|port| (port, answered.clone())))

@@ -626,7 +626,7 @@ fn listeners_follow_the_address_and_the_link() {
     );
     bastion.netns.ip("addr add 10.107.0.7/16 dev eth0");
     until("the listeners to come back", LIMIT, || {
-        bastion.http.served().len() == 2
+        bastion.http.served().len() == 3
     });
     let machine = bastion.machine(LIVE);
     assert_eq!(curl(&machine, &["http://10.107.0.7:8080/healthz"]).0, 200);
@@ -637,7 +637,7 @@ fn listeners_follow_the_address_and_the_link() {
     });
     bastion.netns.bridge("eth0", SERVER, 16);
     until("the listeners to come back", LIMIT, || {
-        bastion.http.served().len() == 2
+        bastion.http.served().len() == 3
     });
     // Another machine: the kernel takes the first one's cable away when it gets to it.
     let other = bastion.machine(IGNITION);

@@ -168,6 +168,9 @@ pub(super) struct Http {
     /// TCP port for TLS; 8443 unless given.
     #[serde(default)]
     pub(super) tls_port: Given<u16>,
+    /// TCP port for the events of Talos machines; 8444 unless given.
+    #[serde(default)]
+    pub(super) events_port: Given<u16>,
 }
 
 /// The TFTP server, on the networks' links.

@@ -207,6 +207,7 @@ fn services(site: &SiteFile) -> Vec<Service> {
     let boot = [
         ("boot-http", site.settings.http_port),
         ("boot-https", site.settings.tls_port),
+        ("talos-events", site.settings.events_port),
     ];
     let udp = udp.map(|(name, port)| (name, Transport::Udp, port, &answered));
     let tcp = boot.into_iter().chain(CLUSTER_PORTS);

@@ -55,6 +55,8 @@ pub struct Settings {
     pub http_port: u16,
     /// The same over TLS.
     pub tls_port: u16,
+    /// Where Talos machines tell how far they are.
+    pub events_port: u16,
     /// Who moves TFTP's blocks.
     pub tftp_engine: TftpEngine,
     /// The group that may do everything on the control socket.
@@ -82,6 +84,7 @@ impl Settings {
         Ports {
             plain: self.http_port,
             tls: self.tls_port,
+            events: self.events_port,
         }
     }
 }
@@ -92,6 +95,7 @@ impl Default for Settings {
             site: "site".to_owned(),
             http_port: 8080,
             tls_port: 8443,
+            events_port: 8444,
             tftp_engine: TftpEngine::Builtin,
             group: "reveille".to_owned(),
             read_group: None,

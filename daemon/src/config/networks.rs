@@ -148,6 +148,7 @@ fn settings(
         };
         settings.http_port = port("port", &http.port, settings.http_port);
         settings.tls_port = port("tls_port", &http.tls_port, settings.tls_port);
+        settings.events_port = port("events_port", &http.events_port, settings.events_port);
         if let Some((place, same)) = http.tls_port.good().or(http.port.good())
             && settings.http_port == settings.tls_port
         {
@@ -158,6 +159,16 @@ fn settings(
                 "is the port for plain HTTP too",
                 "choose two different ports",
             );
+        }
+        let boot = [settings.http_port, settings.tls_port];
+        let written = [&http.events_port, &http.tls_port, &http.port];
+        if boot.contains(&settings.events_port)
+            && let Some((place, _)) = written.into_iter().find_map(Given::good)
+        {
+            let same = settings.events_port.to_string();
+            let problem = "is a port for boot HTTP too";
+            let remedy = "choose three different ports";
+            faults.add(place, "events_port", &same, problem, remedy);
         }
     }
     settings.tftp_engine = match tftp.and_then(|tftp| tftp.engine.value()) {

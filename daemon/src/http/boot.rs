@@ -495,6 +495,7 @@ pub(crate) fn urls(server: Ipv4Addr, ports: Ports, token: &str, ca_pem: &str) ->
         config: format!("{base}/config/{token}/"),
         config_tls: format!("https://{server}:{}/config/{token}/", ports.tls),
         report: format!("{base}/agent/v1/report/{token}"),
+        events: format!("{server}:{}", ports.events),
         ca_pem: ca_pem.to_owned(),
         base,
     }

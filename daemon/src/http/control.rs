@@ -308,8 +308,13 @@ async fn status(_: Reader, State(bastion): Shared) -> Json<Status> {
 
 async fn nodes(_: Reader, State(bastion): Shared) -> Json<Vec<NodeStatus>> {
     let (site, now) = (bastion.controller.snapshot().load(), now());
-    let nodes = site.spec().nodes();
-    Json(nodes.map(|node| NodeStatus::of(&site, node, now)).collect())
+    let status = |node| {
+        let mut status = NodeStatus::of(&site, node, now);
+        bastion.add_hint(&mut status);
+        status
+    };
+    let nodes = site.spec().nodes().map(AsRef::as_ref);
+    Json(nodes.map(status).collect())
 }
 
 async fn node(
@@ -538,7 +543,9 @@ fn node_name(text: &str) -> Result<NodeName, Problem> {
 fn detail(bastion: &Bastion, name: &NodeName) -> Result<NodeDetail, Problem> {
     let site = bastion.controller.snapshot().load();
     let node = site.spec().node(name).ok_or_else(|| unlisted(name))?;
-    Ok(NodeDetail::of(&site, node, now()))
+    let mut detail = NodeDetail::of(&site, node, now());
+    bastion.add_hint(&mut detail.status);
+    Ok(detail)
 }
 
 fn unlisted(name: &NodeName) -> Problem {

@@ -1,5 +1,5 @@
 //! Where boot HTTP listens: on the bastion's address in each provisioning network, on that link alone,
-//! plain and over TLS.
+//! plain and over TLS. Where Talos machines boot, the port for their events is opened beside it.
 //!
 //! A task follows the kernel's links and the site's networks. A place that is gone is given up (its
 //! connections end by themselves), a new one is taken, one that can't be had yet is tried again.
@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 
 use super::{Counters, Origin, Parts, Seat, Server};
 use crate::link::Links;
+use crate::probe::talos::sink::{self, Sink};
 
 const LOOK_AT_SITE: Duration = Duration::from_secs(1);
 /// Connections that the kernel completes before we accept them: a rack's worth.
@@ -48,7 +49,16 @@ struct Place {
     /// A link that was deleted and made again keeps its name, but a socket bound to it is dead.
     index: u32,
     address: SocketAddrV4,
-    tls: bool,
+    door: Door,
+}
+
+/// What is spoken at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Door {
+    Plain,
+    Tls,
+    /// gRPC of Talos' event sink.
+    Events,
 }
 
 /// Starts listening on every link that the site's networks name, as soon as the kernel has it.
@@ -78,6 +88,12 @@ impl Http {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.server.counters
+    }
+
+    /// Where Talos machines tell how far they are.
+    #[must_use]
+    pub fn sink(&self) -> &Sink {
+        &self.server.sink
     }
 
     /// Connections open now.
@@ -147,7 +163,7 @@ impl Follower {
             }
             match self.open(&place) {
                 Ok(listening) => {
-                    info!(link = %place.link, address = %place.address, tls = place.tls, "serving boot HTTP");
+                    info!(link = %place.link, address = %place.address, door = ?place.door, "serving boot HTTP");
                     self.running.insert(place, listening);
                 }
                 Err(error) => {
@@ -174,9 +190,9 @@ impl Follower {
                 place.address
             )
         })?;
-        let tls = match place.tls {
-            true => Some(self.server.ca.acceptor(IpAddr::V4(*place.address.ip()))?),
-            false => None,
+        let tls = match place.door {
+            Door::Tls => Some(self.server.ca.acceptor(IpAddr::V4(*place.address.ip()))?),
+            Door::Plain | Door::Events => None,
         };
         let accepting = accept(Arc::clone(&self.server), listener, place.clone(), tls);
         Ok(Listening(tokio::spawn(accepting)))
@@ -211,6 +227,7 @@ fn wanted(
     ports: super::Ports,
 ) -> (BTreeSet<Place>, BTreeMap<LinkName, String>) {
     let (mut wanted, mut faults) = (BTreeSet::new(), BTreeMap::new());
+    let events = sink::is_wanted(site.spec());
     for network in site.spec().networks() {
         let name = &network.link;
         let Some(link) = links.get(name.as_str()) else {
@@ -238,13 +255,15 @@ fn wanted(
             );
             continue;
         };
-        for (port, tls) in [(ports.plain, false), (ports.tls, true)] {
+        let events = events.then_some((ports.events, Door::Events));
+        let boot = [(ports.plain, Door::Plain), (ports.tls, Door::Tls)];
+        for (port, door) in boot.into_iter().chain(events) {
             let address = SocketAddrV4::new(address, port);
             wanted.insert(Place {
                 link: name.clone(),
                 index: link.index,
                 address,
-                tls,
+                door,
             });
         }
     }
@@ -272,6 +291,10 @@ async fn accept(
             IpAddr::V4(peer) => peer,
             IpAddr::V6(_) => continue,
         };
+        if place.door == Door::Events {
+            tokio::spawn(Arc::clone(&server.sink).serve(stream, peer));
+            continue;
+        }
         match Seat::take(&server, peer) {
             Ok(seat) => {
                 let origin = Origin {

@@ -47,6 +47,7 @@ pub use wire::{BODY_BYTES_MAX, HEAD_BYTES_MAX, Method, Parsed, Request, parse};
 
 use crate::controller::Controller;
 use crate::ledger::Ledger;
+use crate::probe::talos::sink::Sink;
 use crate::tls::SiteCa;
 
 /// A connection, plain or over TLS.
@@ -333,6 +334,7 @@ struct Server {
     ca: Arc<SiteCa>,
     ports: Ports,
     limits: Limits,
+    sink: Arc<Sink>,
     counters: Counters,
     seats: Mutex<HashMap<Ipv4Addr, usize>>,
     taken: AtomicUsize,
@@ -354,6 +356,8 @@ pub struct Parts {
 pub struct Ports {
     pub plain: u16,
     pub tls: u16,
+    /// What is served there is another protocol: the events of Talos machines.
+    pub events: u16,
 }
 
 impl Default for Ports {
@@ -361,6 +365,7 @@ impl Default for Ports {
         Self {
             plain: 8080,
             tls: 8443,
+            events: 8444,
         }
     }
 }
@@ -377,6 +382,7 @@ impl Server {
             limits,
         } = parts;
         Self {
+            sink: Arc::new(Sink::new(controller.clone(), ledger.clone())),
             depot,
             loaders,
             controller,

@@ -187,7 +187,7 @@ fn html(status: &Status) -> String {
             &node.next_boot,
             &node.address.to_string(),
             node.profile.as_ref().map_or("", |profile| profile.as_str()),
-            &node.waits_for,
+            &node.waiting(),
         ];
         let cells: String = cells
             .iter()

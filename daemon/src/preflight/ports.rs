@@ -19,6 +19,7 @@ use nix::unistd::{Uid, User};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Check, Id, Scene, listed};
+use crate::probe::talos::sink;
 
 /// A program of this name is taken for the daemon, whose ports these are.
 const DAEMON: &str = "reveille";
@@ -95,6 +96,7 @@ fn look(scene: &Scene) -> Vec<Check> {
     }
     let inodes = holders.iter().map(|holder| holder.inode).collect();
     let processes = processes(&inodes);
+    let events = sink::is_wanted(&scene.spec).then_some((Transport::Tcp, scene.ports.events));
     let ports = [
         (Transport::Udp, 67),
         (Transport::Udp, 4011),
@@ -104,6 +106,7 @@ fn look(scene: &Scene) -> Vec<Check> {
     ];
     let judged = ports
         .into_iter()
+        .chain(events)
         .map(|(transport, port)| judge(transport, port, &wanted, &holders, &processes));
     judged.collect()
 }

@@ -5,6 +5,7 @@
 //!   access   the way to one apid: TLS both ways, gRPC        wire     the messages
 //!   look     nodes asked side by side ──▶ witnesses           health   witnesses ──▶ checks (pure)
 //!   facts    witnesses ──▶ what is known of nodes and cluster
+//!   sink     what machines tell unasked, as hints
 //! ```
 //!
 //! Talos leaves no room for an agent, so what is known of a node is what its own API and its etcd say. Every call goes
@@ -16,6 +17,7 @@
 
 mod access;
 pub mod health;
+pub mod sink;
 pub mod wire;
 
 use std::net::{IpAddr, SocketAddr};
