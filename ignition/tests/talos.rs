@@ -220,6 +220,20 @@ fn the_endpoint_is_the_bastions_name_and_the_apis_certificate_holds_it() {
 }
 
 #[test]
+fn a_disk_is_found_by_the_whole_of_its_number_so_that_no_other_is_taken() {
+    let mut case = Case::new(Role::Worker, "1.11.3");
+    case.disk = Some(DiskRule::Wwn("0x5000c500a0b1c2d3".to_owned()));
+    let install = case.documents()[0]["machine"]["install"].clone();
+    assert_eq!(
+        install["diskSelector"],
+        json!({ "wwid": "*.5000c500a0b1c2d3" })
+    );
+    case.disk = Some(DiskRule::Path("/dev/disk/by-path/a".to_owned()));
+    let install = case.documents()[0]["machine"]["install"].clone();
+    assert_eq!(install["disk"], "/dev/disk/by-path/a");
+}
+
+#[test]
 fn a_machine_on_several_networks_shows_the_address_of_the_cluster() {
     let mut case = Case::new(Role::ControlPlane, "1.11.3");
     case.dual_homed = true;

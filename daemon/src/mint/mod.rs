@@ -157,7 +157,7 @@ fn signing_pair(key: &Secret<String>) -> Option<KeyPair> {
 /// Letters and digits that nobody can guess.
 fn symbols(count: usize) -> String {
     // 252 is the largest multiple of 36 in a byte: what is above would make some symbols likelier.
-    std::iter::repeat_with(|| tls::random::<64>())
+    std::iter::repeat_with(tls::random::<64>)
         .flatten()
         .filter(|byte| *byte < 252)
         .map(|byte| char::from(SYMBOLS[usize::from(byte) % SYMBOLS.len()]))

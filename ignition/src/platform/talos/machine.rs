@@ -206,7 +206,7 @@ impl Making<'_> {
             // The kernel puts the kind of name before the digits: `naa.5000…`, `eui.0025…`.
             Some(DiskRule::Wwn(wwn)) => {
                 let digits = wwn.strip_prefix("0x").unwrap_or(wwn);
-                install["diskSelector"] = json!({ "wwid": format!("*{digits}*") });
+                install["diskSelector"] = json!({ "wwid": format!("*.{digits}") });
             }
             Some(DiskRule::Path(path)) => install["disk"] = json!(path),
             None => {
