@@ -8,9 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use daemon::probe::kube::csr::CsrOutcome;
-use netboot::csr::{
-    Bootstrapper, CLIENT_SIGNER, CsrPolicy, Expectation, ExpectedNode, SERVING_SIGNER, Verdict,
-};
+use ignition::platform::Platform;
+use netboot::csr::{CLIENT_SIGNER, CsrPolicy, Expectation, ExpectedNode, SERVING_SIGNER, Verdict};
 use netboot::net::Timestamp;
 use serde_json::{Value, json};
 
@@ -124,14 +123,9 @@ pub fn expectation(policy: CsrPolicy) -> Expectation {
     }
 }
 
+/// What waits for us on OKD.
 pub fn okd() -> CsrPolicy {
-    CsrPolicy {
-        client: Some(Bootstrapper::ServiceAccount {
-            namespace: NAMESPACE.to_owned(),
-            name: "node-bootstrapper".to_owned(),
-        }),
-        serving: true,
-    }
+    Platform::Okd.csr_policy()
 }
 
 /// What became of each, by name: a code, or the word.
@@ -146,4 +140,89 @@ pub fn codes(outcomes: &[CsrOutcome]) -> BTreeMap<String, &'static str> {
         (outcome.csr.clone(), word)
     };
     outcomes.iter().map(code).collect()
+}
+
+/// A request made anew: PEM of these bytes.
+pub fn wrapped(der: &[u8]) -> Vec<u8> {
+    let text = STANDARD.encode(der);
+    format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n")
+        .into_bytes()
+}
+
+/// The bytes of a request in PEM.
+pub fn unwrapped(pem: &[u8]) -> Vec<u8> {
+    let text = str::from_utf8(pem).expect("PEM is text");
+    let body: String = text
+        .lines()
+        .filter(|line| !line.starts_with("--"))
+        .collect();
+    STANDARD.decode(body).expect("base64")
+}
+
+/// A piece of DER, to be cut and pasted: its tag and what is in it.
+#[derive(Clone)]
+pub enum Der {
+    Many(u8, Vec<Self>),
+    Bytes(u8, Vec<u8>),
+}
+
+impl Der {
+    /// Reads pieces; those with the constructed bit are read in turn.
+    pub fn read(mut bytes: &[u8]) -> Vec<Self> {
+        let mut pieces = Vec::new();
+        while let [tag, length, rest @ ..] = bytes {
+            let (count, long) = match length {
+                0x80.. => (usize::from(length & 0x7f), true),
+                _ => (0, false),
+            };
+            let (octets, rest) = rest.split_at(count);
+            let long_length = octets
+                .iter()
+                .fold(0, |sum, &octet| sum << 8 | usize::from(octet));
+            let length = if long {
+                long_length
+            } else {
+                usize::from(*length)
+            };
+            let (content, rest) = rest.split_at(length);
+            pieces.push(match tag & 0x20 {
+                0 => Self::Bytes(*tag, content.to_vec()),
+                _ => Self::Many(*tag, Self::read(content)),
+            });
+            bytes = rest;
+        }
+        pieces
+    }
+
+    /// The bytes again, every length in its shortest form.
+    pub fn write(&self) -> Vec<u8> {
+        let (tag, content) = match self {
+            Self::Many(tag, pieces) => (*tag, pieces.iter().flat_map(Self::write).collect()),
+            Self::Bytes(tag, content) => (*tag, content.clone()),
+        };
+        let length = content.len().to_be_bytes();
+        let mut octets: Vec<u8> = length.into_iter().skip_while(|&octet| octet == 0).collect();
+        if content.len() >= 0x80 {
+            octets.insert(0, 0x80 | u8::try_from(octets.len()).expect("a few octets"));
+        } else if octets.is_empty() {
+            octets.push(0);
+        }
+        [vec![tag], octets, content].concat()
+    }
+
+    /// The pieces inside.
+    pub fn inside(&mut self) -> &mut Vec<Self> {
+        match self {
+            Self::Many(_, pieces) => pieces,
+            Self::Bytes(..) => panic!("nothing is inside"),
+        }
+    }
+}
+
+/// The request with its attributes edited: certificationRequest, its info, and the last of that.
+pub fn with_attributes(pem: &[u8], edit: impl FnOnce(&mut Vec<Der>)) -> Vec<u8> {
+    let mut request = Der::read(&unwrapped(pem)).remove(0);
+    let info = &mut request.inside()[0];
+    edit(info.inside()[3].inside());
+    wrapped(&request.write())
 }

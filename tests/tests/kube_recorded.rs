@@ -12,10 +12,14 @@ use base64::engine::general_purpose::STANDARD;
 use daemon::probe::kube::csr::round;
 use daemon::probe::kube::{AccessFault, KubeAccess, Server, TrustedCa, Want, look};
 use ignition::secret::Secret;
+use netboot::csr::Verdict;
 use netboot::net::Timestamp;
 use serde_json::{Value, json};
 use tests::kube::condition;
-use tests::kube_csr::{Ask, CSRS, NAMESPACE, client, codes, expectation, now, okd};
+use tests::kube_csr::{
+    Ask, CSRS, Der, NAMESPACE, client, codes, expectation, now, okd, unwrapped, with_attributes,
+    wrapped,
+};
 use tests::kube_fake::{Answer, Fake, access};
 
 const OPERATORS: &str = "/apis/config.openshift.io/v1/clusteroperators";
@@ -378,56 +382,52 @@ async fn of_two_requests_for_one_boot_the_older_is_approved_and_one_of_an_earlie
 
 #[tokio::test]
 async fn what_two_readers_could_read_in_two_ways_is_unreadable() {
-    let good = Ask {
+    let one_name = Ask {
         extensions: &["subjectAltName=DNS:worker-1.lab.example"],
         ..client(1)
-    }
-    .pem();
+    };
+    let good = one_name.pem();
     let text = String::from_utf8(good.clone()).expect("PEM");
-    let der = |text: &str| {
-        STANDARD
-            .decode(
-                text.lines()
-                    .filter(|line| !line.starts_with("--"))
-                    .collect::<String>(),
-            )
-            .expect("base64")
-    };
-    let wrapped = |der: &[u8]| {
-        format!(
-            "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
-            STANDARD.encode(der)
-        )
-        .into_bytes()
-    };
-    let trailing = [der(&text), vec![0x30, 0x00]].concat();
-    let short = der(&text);
-    let forged = vec![
+    let der = unwrapped(&good);
+    let nothing = || Der::Many(0x30, Vec::new());
+    assert_eq!(unwrapped(&with_attributes(&good, |_| ())), der);
+    let forged = [
         ("two-blocks", [good.clone(), client(3).pem()].concat()),
-        (
-            "words-before",
-            [b"worker-1\n".to_vec(), good.clone()].concat(),
-        ),
+        ("words-before", [b"worker-1\n", &*good].concat()),
         (
             "headers",
             text.replace("REQUEST-----\n", "REQUEST-----\nProc-Type: 4\n\n")
-                .into_bytes(),
+                .into(),
         ),
         (
             "other-kind",
-            text.replace("CERTIFICATE REQUEST", "CERTIFICATE")
-                .into_bytes(),
+            text.replace("CERTIFICATE REQUEST", "CERTIFICATE").into(),
         ),
-        ("bytes-behind", wrapped(&trailing)),
-        ("cut", wrapped(&short[..short.len() / 2])),
+        ("bytes-behind", wrapped(&[&*der, &[0x30, 0]].concat())),
+        ("cut", wrapped(&der[..der.len() / 2])),
         ("not-der", wrapped(b"worker-1")),
-        ("endless", wrapped(&vec![0x30; 40_000])),
+        ("endless", wrapped(&[0x30; 40_000])),
         ("empty", Vec::new()),
+        // The attribute twice, with two values, and the names twice in one.
+        (
+            "attribute-twice",
+            with_attributes(&good, |all| all.push(all[0].clone())),
+        ),
+        (
+            "two-values",
+            with_attributes(&good, |all| all[0].inside()[1].inside().push(nothing())),
+        ),
+        (
+            "names-twice",
+            with_attributes(&good, |all| {
+                let extensions = all[0].inside()[1].inside()[0].inside();
+                extensions.push(extensions[0].clone());
+            }),
+        ),
     ];
-    let items = forged
-        .iter()
-        .map(|(name, pem)| listed(name, pem, now()))
-        .collect();
+    let items = forged.iter().map(|(name, pem)| listed(name, pem, now()));
+    // What they were made of is read, or none of this would show anything.
+    let items = items.chain([listed("good", &good, now())]).collect();
     let fake = Fake::start(vec![list(items)]).await;
     let outcomes = round(&fake.access(), expectation(okd()))
         .await
@@ -435,7 +435,41 @@ async fn what_two_readers_could_read_in_two_ways_is_unreadable() {
     let wanted = forged
         .iter()
         .map(|(name, _)| ((*name).to_owned(), "csr-unreadable"));
+    let wanted = wanted.chain([("good".to_owned(), "csr-extra")]);
     assert_eq!(codes(&outcomes), wanted.collect());
+}
+
+#[tokio::test]
+async fn a_request_damaged_at_any_place_is_judged_and_never_makes_another_node() {
+    let der = unwrapped(&client(1).pem());
+    let damaged = (0..der.len()).map(|place| {
+        let mut der = der.clone();
+        der[place] ^= 1 << (place % 8);
+        listed(&format!("place-{place}"), &wrapped(&der), now())
+    });
+    let damaged: Vec<Value> = damaged.collect();
+    let all = damaged.len();
+    let fake = Fake::start(vec![list(damaged)]).await;
+    let outcomes = round(&fake.access(), expectation(okd()))
+        .await
+        .expect("listed");
+    assert_eq!(outcomes.len(), all);
+    let (mut approved, mut alarms) = (0, 0);
+    for outcome in outcomes {
+        match outcome.verdict {
+            // The damage is in the key or the signature, which the signer checks.
+            Verdict::Approve(node) => {
+                assert_eq!(node, "worker-1.lab.example");
+                approved += 1;
+            }
+            Verdict::Alarm(_) => alarms += 1,
+            Verdict::Leave(why) => panic!("{}: {why}", outcome.csr),
+        }
+    }
+    assert!(
+        approved > 50 && alarms > 50,
+        "{approved} approved, {alarms} alarms"
+    );
 }
 
 #[tokio::test]

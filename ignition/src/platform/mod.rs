@@ -13,6 +13,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use netboot::csr::{Bootstrapper, CsrPolicy};
 use netboot::net::{Hostname, Malformed, Subnet};
 
 /// What a cluster is made with.
@@ -37,6 +38,24 @@ impl Platform {
             Self::Okd => "okd",
             Self::Talos => "talos",
             Self::K3s => "k3s",
+        }
+    }
+
+    /// Which certificates of its nodes wait for an administrator.
+    ///
+    /// OKD's own approver knows machines by their Machine objects, which machines of one's own don't have
+    /// (openshift/cluster-machine-approver, `README.md`). Talos' controller manager and k3s approve by themselves.
+    #[must_use]
+    pub fn csr_policy(self) -> CsrPolicy {
+        match self {
+            Self::Okd => CsrPolicy {
+                client: Some(Bootstrapper::ServiceAccount {
+                    namespace: "openshift-machine-config-operator".to_owned(),
+                    name: "node-bootstrapper".to_owned(),
+                }),
+                serving: true,
+            },
+            Self::Talos | Self::K3s => CsrPolicy::default(),
         }
     }
 }
