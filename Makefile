@@ -30,7 +30,7 @@ slow: lab
 # The suites that ask clusters, against the real thing; `make test` runs them too, and uses what was built here.
 kube: packages
 	KUBE_APISERVER=$$(tests/lab/kube-apiserver.sh) && export KUBE_APISERVER && \
-	  cargo test -p tests --test kube --test kube_recorded
+	  cargo test --workspace --test csr --test kube --test kube_recorded
 
 # Two cores, about half an hour; ARGS narrows it, for example ARGS="dhcp --rounds 1".
 bench: packages
