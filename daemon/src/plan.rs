@@ -39,7 +39,7 @@ pub struct Plan {
 /// One thing that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
-    /// `network`, `profile`, `machine`, `link` or `daemon`.
+    /// `network`, `profile`, `machine`, `link`, `service` or `daemon`.
     pub kind: Kind,
     /// Its name.
     pub name: String,
@@ -61,6 +61,8 @@ pub enum Kind {
     Daemon,
     /// One of the bastion's own links, or what hangs on it.
     Link,
+    /// What the bastion serves besides: names, the time.
+    Service,
     /// A network.
     Network,
     /// A profile.
@@ -99,6 +101,7 @@ impl Kind {
         match self {
             Self::Daemon => "daemon",
             Self::Link => "link",
+            Self::Service => "service",
             Self::Network => "network",
             Self::Profile => "profile",
             Self::Machine => "machine",
@@ -149,6 +152,7 @@ impl Plan {
         if spec.host().policy == LinkPolicy::Managed && host.refused().next().is_none() {
             changes.extend(host.changes.into_iter().map(Difference::from));
         }
+        changes.extend(services(site.spec(), spec));
         changes.extend(networks(site.spec(), spec));
         changes.extend(profiles(site, &after));
         changes.extend(machines(site, &after, now));
@@ -384,6 +388,30 @@ where
         pairs.entry(key(item)).or_default().1 = Some(item);
     }
     pairs
+}
+
+fn services(before: &SiteSpec, after: &SiteSpec) -> Vec<Difference> {
+    let names = |spec: &SiteSpec| {
+        let dns = spec.dns();
+        Said::from([
+            ("mode", format!("{:?}", dns.mode).to_lowercase()),
+            ("forward", format!("{:?}", dns.forward)),
+            ("ttl", format!("{}s", dns.ttl_seconds)),
+            ("public", format!("{:?}", dns.public)),
+            ("records", format!("{:?}", dns.records)),
+        ])
+    };
+    let time = |spec: &SiteSpec| Said::from([("serve", spec.serves_time().to_string())]);
+    let said = [
+        ("dns", names(before), names(after)),
+        ("ntp", time(before), time(after)),
+    ];
+    said.into_iter()
+        .filter(|(_, before, after)| before != after)
+        .filter_map(|(name, before, after)| {
+            difference(Kind::Service, name, Some(&before), Some(&after))
+        })
+        .collect()
 }
 
 fn networks(before: &SiteSpec, after: &SiteSpec) -> Vec<Difference> {

@@ -30,6 +30,8 @@ impl SiteSpec {
         let mut spec = Self {
             admission: parts.admission,
             host: Arc::new(parts.host),
+            dns: Arc::new(parts.dns),
+            serve_time: parts.serve_time,
             ..Self::default()
         };
         spec.clusters = parts

@@ -17,6 +17,7 @@ use crate::net::{
     ProfileName, Subnet,
 };
 use crate::node::{DiskRule, NodeSpec};
+use crate::zone::{DnsMode, DnsSpec};
 
 /// Machines that may be listed.
 pub const NODES_MAX: usize = 100_000;
@@ -221,6 +222,8 @@ pub struct SiteSpec {
     pub(crate) clusters: BTreeMap<ClusterName, Arc<ClusterSpec>>,
     pub(crate) admission: AdmissionPolicy,
     pub(crate) host: Arc<HostSpec>,
+    pub(crate) dns: Arc<DnsSpec>,
+    pub(crate) serve_time: bool,
     pub(crate) by_mac: BTreeMap<MacAddress, Arc<NodeSpec>>,
     pub(crate) by_uuid: BTreeMap<Uuid, Arc<NodeSpec>>,
     pub(crate) by_address: BTreeMap<Ipv4Addr, Arc<NodeSpec>>,
@@ -251,6 +254,10 @@ pub struct SiteParts {
     pub admission: AdmissionPolicy,
     /// The bastion's own network.
     pub host: HostSpec,
+    /// Names.
+    pub dns: DnsSpec,
+    /// The bastion answers NTP on the networks' links.
+    pub serve_time: bool,
 }
 
 /// A contradiction between parts. The config room finds the line by item, field and value.
@@ -387,9 +394,84 @@ impl SiteSpec {
         &self.host
     }
 
+    /// What is wanted of DNS.
+    #[must_use]
+    pub fn dns(&self) -> &Arc<DnsSpec> {
+        &self.dns
+    }
+
+    /// Whether the bastion answers NTP on the networks' links.
+    #[must_use]
+    pub fn serves_time(&self) -> bool {
+        self.serve_time
+    }
+
+    /// The DNS servers of a network's machines: those that it names, or this bastion when it serves; `server` is its
+    /// address there.
+    #[must_use]
+    pub fn dns_servers(&self, network: &Network, server: Ipv4Addr) -> Vec<Ipv4Addr> {
+        let serves = self.dns.mode == DnsMode::Serve && network.mode != Mode::Off;
+        match &network.dns[..] {
+            [] if serves => vec![server],
+            named => named.to_vec(),
+        }
+    }
+
+    /// The time servers of a network's machines, likewise.
+    #[must_use]
+    pub fn time_servers(&self, network: &Network, server: Ipv4Addr) -> Vec<Ipv4Addr> {
+        match &network.ntp[..] {
+            [] if self.serve_time && network.mode != Mode::Off => vec![server],
+            named => named.to_vec(),
+        }
+    }
+
     /// The site's admission policy.
     #[must_use]
     pub fn admission(&self) -> AdmissionPolicy {
         self.admission
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_that_names_no_server_is_given_the_bastion_where_it_serves() {
+        let ours = Ipv4Addr::new(10, 107, 0, 1);
+        let other = Ipv4Addr::new(192, 0, 2, 53);
+        let subnet = "10.107.0.0/24".parse().unwrap();
+        let plain = Network::plain("lab".parse().unwrap(), "eth1".parse().unwrap(), subnet);
+        let named = Network {
+            dns: vec![other],
+            ntp: vec![other],
+            ..plain.clone()
+        };
+        let silent = Network {
+            mode: Mode::Off,
+            ..plain.clone()
+        };
+        let spec = |mode, serve_time| SiteSpec {
+            dns: Arc::new(DnsSpec {
+                mode,
+                ..DnsSpec::default()
+            }),
+            serve_time,
+            ..SiteSpec::default()
+        };
+        let told = |spec: &SiteSpec, network: &Network| {
+            (
+                spec.dns_servers(network, ours),
+                spec.time_servers(network, ours),
+            )
+        };
+        let serves = spec(DnsMode::Serve, true);
+        assert_eq!(told(&serves, &plain), (vec![ours], vec![ours]));
+        assert_eq!(told(&serves, &named), (vec![other], vec![other]));
+        assert_eq!(told(&serves, &silent), (vec![], vec![]));
+        let leaves = spec(DnsMode::External, false);
+        assert_eq!(told(&leaves, &plain), (vec![], vec![]));
+        assert_eq!(told(&leaves, &named), (vec![other], vec![other]));
     }
 }

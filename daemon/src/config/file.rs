@@ -40,6 +40,12 @@ pub(super) struct Site {
     /// The TFTP server.
     #[serde(default)]
     pub(super) tftp: Given<Tftp>,
+    /// Names: those of machines and clusters, and all others for machines; nothing is served without this key.
+    #[serde(default)]
+    pub(super) dns: Given<Dns>,
+    /// Time.
+    #[serde(default)]
+    pub(super) ntp: Given<Ntp>,
     /// Who may use the control socket.
     #[serde(default)]
     pub(super) control: Given<Control>,
@@ -189,6 +195,47 @@ pub(super) enum TftpEngine {
     Builtin,
     /// The `async-tftp` crate's.
     AsyncTftp,
+}
+
+/// Names.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dns {
+    /// Who answers; `serve` unless given.
+    #[serde(default)]
+    pub(super) mode: Given<DnsMode>,
+    /// The servers that are asked for all other names, each an address, perhaps with a port; none unless given.
+    #[serde(default)]
+    pub(super) forward: Given<Vec<Given<String>>>,
+    /// How long an answer of ours may be kept: `30s`, `5m`; 60s unless given.
+    #[serde(default)]
+    pub(super) ttl: Given<String>,
+    /// Links on which everybody may ask for the names that clusters show outside.
+    #[serde(default)]
+    pub(super) public: Given<Vec<Given<String>>>,
+    /// More names and their addresses, for machines.
+    #[serde(default)]
+    pub(super) records: Given<Table<Vec<Given<String>>>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum DnsMode {
+    /// This bastion, on the networks' links.
+    Serve,
+    /// Other servers: `reveille dns records` lists what they must say, and preflight asks them.
+    External,
+    /// Nobody here, and nobody is asked.
+    Off,
+}
+
+/// Time.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ntp {
+    /// Answer NTP on the networks' links, and say so in DHCP where a network names no server; false unless given.
+    #[serde(default)]
+    pub(super) serve: Given<bool>,
 }
 
 /// Who may use the control socket besides root.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use netboot::host::{HostSpec, LinkPolicy, Masquerade, Service, Transport};
 use netboot::net::{LinkName, Malformed, NetworkName};
 use netboot::spec::{Mode, Network};
+use netboot::zone::DnsMode;
 
 use super::fault::{Faults, Place, suggestion};
 use super::file;
@@ -203,19 +204,26 @@ fn services(site: &SiteFile) -> Vec<Service> {
         links_of(|network| network.mode != Mode::Off),
         links_of(|_| true),
     );
-    let udp = [("dhcp", 67), ("proxy-dhcp", 4011), ("tftp", 69)];
+    let mut named = answered.clone();
+    named.extend(site.dns.public.iter().cloned());
+    let (serves_names, serves_time) = (site.dns.mode == DnsMode::Serve, site.serve_time);
     let boot = [
         ("boot-http", site.settings.http_port),
         ("boot-https", site.settings.tls_port),
         ("talos-events", site.settings.events_port),
     ];
+    let udp = [("dhcp", 67), ("proxy-dhcp", 4011), ("tftp", 69)];
+    let udp = udp.into_iter().chain(serves_time.then_some(("ntp", 123)));
     let udp = udp.map(|(name, port)| (name, Transport::Udp, port, &answered));
     let tcp = boot.into_iter().chain(CLUSTER_PORTS);
     let tcp = tcp.map(|(name, port)| (name, Transport::Tcp, port, &all));
+    let dns = [Transport::Udp, Transport::Tcp].map(|transport| ("dns", transport, 53, &named));
+    let dns = dns.into_iter().filter(|_| serves_names);
     // By transport and port, since one port in two rows would be closed wherever one of them is.
     let services: BTreeMap<_, _> = udp
         .into_iter()
         .chain(tcp)
+        .chain(dns)
         .filter(|(.., links)| !links.is_empty())
         .map(|(name, transport, port, links)| {
             let links = links.clone();

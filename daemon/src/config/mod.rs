@@ -11,6 +11,7 @@
 //! where its neighbours are compared, so that one slip is one fault.
 
 pub mod check;
+mod dns;
 mod fault;
 mod file;
 mod host;
@@ -130,6 +131,8 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
         networks,
         written,
         host,
+        dns,
+        serve_time,
         ..
     } = site;
     let parts = SiteParts {
@@ -139,6 +142,8 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
         clusters: Vec::new(),
         admission,
         host: host.spec.clone(),
+        dns,
+        serve_time,
     };
     match SiteSpec::new(parts) {
         Ok(spec) => {

@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use netboot::net::{Destination, Malformed, NetworkName};
 use netboot::spec::{AdmissionPolicy, Mode, Network};
+use netboot::zone::DnsSpec;
 
+use super::dns;
 use super::fault::{Faults, Place};
 use super::file;
 use super::host::{self, HostFile};
@@ -37,6 +39,10 @@ pub(super) struct SiteFile {
     pub(super) written: Vec<Written<Box<file::Network>>>,
     /// The bastion's own network.
     pub(super) host: HostFile,
+    /// Names.
+    pub(super) dns: DnsSpec,
+    /// The bastion answers NTP.
+    pub(super) serve_time: bool,
     /// Names of networks too faulty to build: machines on them are not complained about.
     pub(super) broken: BTreeSet<String>,
     /// A network without even a name failed, or the file did.
@@ -67,6 +73,8 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
         networks,
         http,
         tftp,
+        dns,
+        ntp,
         control,
     } = file;
     // A site's name follows the rule of every other name.
@@ -106,6 +114,9 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
             }
         }
     }
+    site.dns = dns::judge(&dns, &site.networks, faults);
+    let ntp = ntp.value().and_then(|ntp| ntp.serve.value());
+    site.serve_time = ntp.copied().unwrap_or(false);
     site.host = host::judge(links, host_given, &site, faults);
     site
 }

@@ -114,8 +114,11 @@ impl Question<'_, '_> {
                     writer.put(3, &DhcpOption::Router(vec![router]));
                 }
             }
-            6 if !network.dns.is_empty() => {
-                writer.put(6, &DhcpOption::DomainNameServer(network.dns.clone()));
+            6 => {
+                let servers = self.site.spec().dns_servers(network, self.link.server);
+                if !servers.is_empty() {
+                    writer.put(6, &DhcpOption::DomainNameServer(servers));
+                }
             }
             12 => {
                 if let Some(node) = self.node {
@@ -133,8 +136,11 @@ impl Question<'_, '_> {
                 }
             }
             28 => writer.put(28, &DhcpOption::BroadcastAddr(network.subnet.broadcast())),
-            42 if !network.ntp.is_empty() => {
-                writer.put(42, &DhcpOption::NtpServers(network.ntp.clone()));
+            42 => {
+                let servers = self.site.spec().time_servers(network, self.link.server);
+                if !servers.is_empty() {
+                    writer.put(42, &DhcpOption::NtpServers(servers));
+                }
             }
             119 if !network.search.is_empty() => {
                 let names: Result<Vec<Name>, NameError> = network
