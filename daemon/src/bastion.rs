@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Report, Settings};
 use crate::controller::{Controller, now};
 use crate::dhcp::{self, Dhcp};
+use crate::dns::command::NamesReport;
+use crate::dns::{self, Dns};
 use crate::failure::FAULTS_SHOWN;
 use crate::host::keeper::Keeper;
 use crate::host::words::{Applied, Last, Plan, Wish};
@@ -25,6 +27,7 @@ use crate::http::words::{Problem, Reloaded};
 use crate::ledger::Ledger;
 use crate::link::Links;
 use crate::loaders::Tftp;
+use crate::ntp::Time;
 use crate::places::Options;
 use crate::plan;
 use crate::preflight::{self, Scene, Verified};
@@ -69,6 +72,10 @@ pub struct Servers {
     pub http: Http,
     /// Answers to IPv6 router solicitations.
     pub quiet_ipv6: QuietIpv6,
+    /// UDP and TCP 53.
+    pub dns: Dns,
+    /// UDP 123.
+    pub time: Time,
 }
 
 impl Bastion {
@@ -118,6 +125,16 @@ impl Bastion {
         }
     }
 
+    /// The names that follow from the site.
+    #[must_use]
+    pub fn names(&self) -> NamesReport {
+        let site = self.controller.snapshot().load();
+        NamesReport::of(
+            site.spec().dns().mode,
+            &dns::names(&site, &self.links.borrow()),
+        )
+    }
+
     /// Checks what machines will meet. One at a time: two would hear each other.
     ///
     /// # Errors
@@ -138,9 +155,14 @@ impl Bastion {
             detail: None,
         };
         self.ledger.note(None, None, fact);
+        let (site, links) = (
+            self.controller.snapshot().load(),
+            self.links.borrow().clone(),
+        );
         let scene = Scene {
-            spec: Arc::clone(self.controller.snapshot().load().spec()),
-            links: self.links.borrow().clone(),
+            names: dns::names(&site, &links),
+            spec: Arc::clone(site.spec()),
+            links,
             ports: self.settings.ports(),
             state: self.options.state.clone(),
             at: now(),
@@ -152,9 +174,21 @@ impl Bastion {
     pub(crate) fn gather_conditions(&self) {
         let mut faults = BTreeMap::<LinkName, Vec<String>>::new();
         let Servers {
-            dhcp, tftp, http, ..
+            dhcp,
+            tftp,
+            http,
+            dns,
+            time,
+            ..
         } = &self.servers;
-        for found in [dhcp.faults(), tftp.faults(), http.faults()] {
+        let found = [
+            dhcp.faults(),
+            tftp.faults(),
+            http.faults(),
+            dns.faults(),
+            time.faults(),
+        ];
+        for found in found {
             for (link, fault) in found {
                 let faults = faults.entry(link).or_default();
                 if !faults.contains(&fault) {

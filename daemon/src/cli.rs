@@ -46,6 +46,9 @@ pub enum Command {
     Events(EventsOptions),
     /// Show the exact answer a machine would get, and the rule that chose it
     Simulate(SimulateOptions),
+    /// Show the names that follow from the site, also for other servers to serve
+    #[command(subcommand)]
+    Dns(DnsCommand),
     /// See and change the bastion's own links, addresses and routes
     #[command(subcommand)]
     Host(HostCommand),
@@ -211,6 +214,27 @@ pub enum NodeCommand {
         /// How long the consent holds: a number and s, m, h or d
         #[arg(long, default_value = "1h", value_parser = parse_seconds)]
         ttl: u64,
+    },
+}
+
+/// What can be asked about names.
+#[derive(Debug, Subcommand)]
+pub enum DnsCommand {
+    /// List the records and who sees them
+    Records {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Write what machines see as a zone file
+    Zone {
+        /// Write what everybody sees on public links instead
+        #[arg(long)]
+        outside: bool,
+        #[command(flatten)]
+        socket: Socket,
     },
 }
 

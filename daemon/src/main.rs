@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser};
 use daemon::cli::{CheckOptions, Cli, Command};
 use daemon::config::check;
 use daemon::failure::{Exit, Failure, print};
-use daemon::{client, host, image, plan, preflight, serve};
+use daemon::{client, dns, host, image, plan, preflight, serve};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -45,6 +45,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Node(command) => client::node(command),
         Command::Events(options) => client::events(&options),
         Command::Simulate(options) => client::simulate(&options),
+        Command::Dns(command) => dns::command::run(command),
         Command::Host(command) => host::command::run(command),
         Command::Preflight(options) => preflight::preflight(&options),
         Command::Image(command) => image::run(command),

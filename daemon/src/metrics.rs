@@ -118,6 +118,22 @@ fn servers(page: &mut Page, bastion: &Bastion) {
         page.sample("reveille_talos_events_total", &label, count);
     }
     page.family(
+        "reveille_dns_questions_total",
+        "counter",
+        "DNS questions, by what became of them.",
+    );
+    for (what, count) in servers.dns.counters().all() {
+        page.sample("reveille_dns_questions_total", &[("what", what)], count);
+    }
+    page.family(
+        "reveille_ntp_questions_total",
+        "counter",
+        "NTP questions, by what became of them.",
+    );
+    for (what, count) in servers.time.counters().all() {
+        page.sample("reveille_ntp_questions_total", &[("what", what)], count);
+    }
+    page.family(
         "reveille_router_solicitations_total",
         "counter",
         "IPv6 router solicitations, by what became of them.",

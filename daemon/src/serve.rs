@@ -39,7 +39,7 @@ use crate::status::{Health, SiteFiles};
 use crate::store::{Opened, Store};
 use crate::tls::SiteCa;
 use crate::vault::{Vault, VaultError};
-use crate::{image, notify, vault};
+use crate::{dns, image, notify, ntp, vault};
 
 /// How long servers may take to end once they are told to.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -244,7 +244,7 @@ fn start_servers(
     controller: &Controller,
     ledger: &Ledger,
     links: watch::Receiver<Arc<Links>>,
-) -> Result<(Servers, [Follower; 4]), Failure> {
+) -> Result<(Servers, [Follower; 6]), Failure> {
     let mut loaders = Loaders::read(&images::PACKAGE_DIRECTORIES);
     loaders
         .add_imported(&depot)
@@ -269,18 +269,24 @@ fn start_servers(
     let (dhcp, of_dhcp) = dhcp::start(controller(), ledger(), links.clone(), settings.http_port);
     let (tftp, of_tftp) = loaders::start(tftp, links.clone());
     let (http, of_http) = http::start(http, links.clone());
-    let (quiet_ipv6, of_ipv6) = ra::start(controller(), ledger(), links);
+    let (quiet_ipv6, of_ipv6) = ra::start(controller(), ledger(), links.clone());
+    let (dns, of_dns) = dns::start(controller(), links.clone());
+    let (time, of_time) = ntp::start(controller(), links);
     let servers = Servers {
         dhcp,
         tftp,
         http,
         quiet_ipv6,
+        dns,
+        time,
     };
     let followers = [
         ("DHCP", of_dhcp),
         ("TFTP", of_tftp),
         ("boot HTTP", of_http),
         ("quiet IPv6", of_ipv6),
+        ("DNS", of_dns),
+        ("NTP", of_time),
     ];
     Ok((servers, followers))
 }

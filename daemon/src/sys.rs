@@ -1,4 +1,5 @@
-//! The one room with `unsafe`: batches of datagrams, a link-layer socket address, a neighbour, a peer's groups.
+//! The one room with `unsafe`: batches of datagrams, a link-layer socket address, a neighbour, a peer's groups, the
+//! clock's state.
 //!
 //! Nothing here decides anything. Each block says why it is sound; what it offers is safe to call
 //! with any arguments. The batches exist because one system call a packet costs more than all of
@@ -12,6 +13,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
+use netboot::ntp::{Clock, Leap};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// Room for one `IP_PKTINFO` and one `SCM_TIMESTAMPNS`, aligned as a control header must be.
@@ -79,6 +81,8 @@ pub struct Datagram<'a> {
     pub from: SocketAddrV4,
     /// Where it was sent to; unspecified when the socket does not ask for that.
     pub to: Ipv4Addr,
+    /// The kernel's number of the link it came in by; 0 when the socket does not ask for that.
+    pub link: u32,
     /// When the kernel queued it, in nanoseconds since 1970; 0 when timestamps are off.
     pub queued_at: u64,
 }
@@ -149,7 +153,7 @@ impl Inbox {
         let header = &self.headers[at];
         let length = (header.msg_len as usize).min(self.size);
         let name = &self.names[at];
-        let (queued_at, to) = controls(&header.msg_hdr);
+        let (queued_at, to, link) = controls(&header.msg_hdr);
         Datagram {
             bytes: &self.buffers[at * self.size..at * self.size + length],
             from: SocketAddrV4::new(
@@ -157,14 +161,15 @@ impl Inbox {
                 u16::from_be(name.sin_port),
             ),
             to,
+            link,
             queued_at,
         }
     }
 }
 
-/// Reads the two control messages that a socket of ours asks for: when, and to which address.
-fn controls(message: &libc::msghdr) -> (u64, Ipv4Addr) {
-    let mut found = (0, Ipv4Addr::UNSPECIFIED);
+/// Reads the two control messages that a socket of ours asks for: when, and to which address by which link.
+fn controls(message: &libc::msghdr) -> (u64, Ipv4Addr, u32) {
+    let mut found = (0, Ipv4Addr::UNSPECIFIED, 0);
     // SAFETY: the control buffer belongs to the inbox that holds this header, the kernel filled it
     // up to `msg_controllen`, and CMSG_FIRSTHDR is null when no whole header fits in that.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };
@@ -185,6 +190,7 @@ fn controls(message: &libc::msghdr) -> (u64, Ipv4Addr) {
                 // SAFETY: the body holds a whole `in_pktinfo` as just checked; it may be unaligned.
                 let info = unsafe { ptr::read_unaligned(data.cast::<libc::in_pktinfo>()) };
                 found.1 = Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr));
+                found.2 = u32::try_from(info.ipi_ifindex).unwrap_or(0);
             }
             _ => {}
         }
@@ -439,6 +445,29 @@ pub fn neighbour(link: &str, address: Ipv4Addr) -> io::Result<Option<[u8; 6]>> {
         .zip(octets)
         .for_each(|(place, byte)| *place = byte);
     Ok(complete.then_some(mac))
+}
+
+/// What the kernel knows of its clock (adjtimex(2)).
+///
+/// # Errors
+/// What the kernel answered, which is nothing but `EFAULT` and `EPERM` of calls that are not made here.
+pub fn clock() -> io::Result<Clock> {
+    // SAFETY: `timex` is plain old data, for which all zeroes is a valid value; zero modes only read.
+    let mut timex: libc::timex = unsafe { zeroed() };
+    // SAFETY: the kernel writes one `timex`, which outlives the call.
+    let state = unsafe { libc::adjtimex(&raw mut timex) };
+    if state < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Clock {
+        synchronised: state != libc::TIME_ERROR && timex.status & libc::STA_UNSYNC == 0,
+        leap: match state {
+            libc::TIME_INS => Leap::Insert,
+            libc::TIME_DEL => Leap::Delete,
+            _ => Leap::None,
+        },
+        error_micros: u32::try_from(timex.maxerror).unwrap_or(u32::MAX),
+    })
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use super::events;
 use super::words::{Consent, Exported, Problem, Reloaded};
 use crate::bastion::Bastion;
 use crate::controller::now;
+use crate::dns::command::NamesReport;
 use crate::host::words::{Applied, HostReport, Last, Plan, Wish};
 use crate::plan::{self, OtherSite};
 use crate::preflight::Report;
@@ -94,6 +95,7 @@ pub fn api(bastion: Arc<Bastion>) -> Router {
         .route("/api/v1/preflight", post(preflight))
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/plan", get(plan).post(plan_of))
+        .route("/api/v1/dns", get(names))
         .route("/api/v1/host", get(host))
         .route("/api/v1/host/plan", get(host_plan))
         .route("/api/v1/host/apply", post(host_apply))
@@ -445,6 +447,10 @@ async fn plan_of(
             .with_remedy("send {\"site\": DIRECTORY} as application/json")
     })?;
     bastion.plan(Some(other.site)).await.map(Json)
+}
+
+async fn names(_: Reader, State(bastion): Shared) -> Json<NamesReport> {
+    Json(bastion.names())
 }
 
 async fn host(_: Reader, State(bastion): Shared) -> Result<Json<HostReport>, Problem> {

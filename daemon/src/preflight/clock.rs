@@ -8,11 +8,11 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use netboot::spec::{Mode, SiteSpec};
+use netboot::spec::Mode;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
-use super::{Check, Id};
+use super::{Check, Id, Scene};
 
 const PORT: u16 = 123;
 const ANSWER_TIME: Duration = Duration::from_secs(1);
@@ -38,11 +38,15 @@ enum Answer {
     Unsynchronised,
 }
 
-/// The servers that any network names.
-pub(super) fn servers(spec: &SiteSpec) -> BTreeSet<Ipv4Addr> {
+/// The servers that the machines of any network are told of.
+pub(super) fn servers(scene: &Scene) -> BTreeSet<Ipv4Addr> {
+    let spec = &scene.spec;
     let networks = spec.networks().filter(|network| network.mode != Mode::Off);
     networks
-        .flat_map(|network| network.ntp.iter().copied())
+        .flat_map(|network| match scene.address_in(network) {
+            Some(ours) => spec.time_servers(network, ours),
+            None => network.ntp.clone(),
+        })
         .take(SERVERS_MAX)
         .collect()
 }

@@ -26,12 +26,14 @@ mod ports;
 mod segment;
 mod told;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use netboot::net::Timestamp;
-use netboot::spec::SiteSpec;
+use netboot::spec::{Network, SiteSpec};
+use netboot::zone::Names;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -66,6 +68,8 @@ pub fn blocks<'a>(checks: &'a [Check], overridden: &[Id]) -> Vec<&'a Check> {
 pub struct Scene {
     /// The site.
     pub spec: Arc<SiteSpec>,
+    /// The names that follow from it.
+    pub names: Names,
     /// The kernel's links.
     pub links: Arc<Links>,
     /// Where boot HTTP is served.
@@ -76,6 +80,14 @@ pub struct Scene {
     pub at: Timestamp,
 }
 
+impl Scene {
+    /// The bastion's own address in a network.
+    fn address_in(&self, network: &Network) -> Option<Ipv4Addr> {
+        let link = self.links.get(network.link.as_str())?;
+        link.address_in(network.subnet.net())
+    }
+}
+
 /// Checks everything. `told` hears of each check as it is done.
 pub async fn run(scene: Scene, verified: Arc<Verified>, told: impl Fn(&Check)) -> Report {
     let scene = Arc::new(scene);
@@ -84,11 +96,11 @@ pub async fn run(scene: Scene, verified: Arc<Verified>, told: impl Fn(&Check)) -
         let name = format!("link {}", segment.name());
         hands.spawn(bounded(Id::VlanCarriesFrames, name, segment.check()));
     }
-    for server in names::servers(&scene.spec) {
+    for server in names::servers(&scene) {
         let name = format!("server {}", server.address());
         hands.spawn(bounded(Id::DnsRecords, name, server.check()));
     }
-    for server in clock::servers(&scene.spec) {
+    for server in clock::servers(&scene) {
         let name = format!("server {server}");
         hands.spawn(bounded(Id::NtpOffset, name, clock::check(server)));
     }

@@ -15,11 +15,12 @@ use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use netboot::net::{Hostname, NetworkName};
 use netboot::spec::{Mode, Network, SiteSpec};
+use netboot::zone::{Data, DnsMode, DomainName, Names, Side};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{Check, Id, listed};
+use super::{Check, Id, Scene, listed};
 use crate::tls;
 
 const PORT: u16 = 53;
@@ -29,8 +30,8 @@ const TRIES: usize = 2;
 const ANSWER_BYTES_MAX: usize = 4096;
 /// Questions under way at once, to one server.
 const AT_ONCE: usize = 32;
-/// Machines asked for, of one network: two questions each.
-const MACHINES_MAX: usize = 1000;
+/// Names asked for, of one network: two questions each.
+const NAMES_MAX: usize = 1000;
 
 /// What a server is asked, for one network.
 #[derive(Debug)]
@@ -38,10 +39,20 @@ pub(super) struct Server {
     network: NetworkName,
     address: Ipv4Addr,
     /// By full name. Names without a domain can't be looked up and are left out.
-    machines: BTreeMap<Name, Ipv4Addr>,
+    names: BTreeMap<Name, Wanted>,
     unasked: usize,
     /// The domain and the search list.
     domains: BTreeSet<Name>,
+    /// The site says that this server has every record.
+    must: bool,
+}
+
+/// What a name must say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    addresses: BTreeSet<Ipv4Addr>,
+    /// The names that its first address leads back to; none where nobody asks for one.
+    back: BTreeSet<Name>,
 }
 
 /// What a server answered to one question.
@@ -55,44 +66,92 @@ enum Answer {
     Refused(String),
 }
 
-/// What is known of one machine: its answers to address and name.
+/// What is known of one name: its answers to address and name.
 #[derive(Debug)]
 struct Known {
     name: Name,
-    wanted: Ipv4Addr,
+    wanted: Wanted,
     forward: Result<Answer, String>,
     backward: Result<Answer, String>,
 }
 
-/// Every server of every network that is served.
-pub(super) fn servers(spec: &SiteSpec) -> Vec<Server> {
+/// Every server that the machines of a network are told of.
+pub(super) fn servers(scene: &Scene) -> Vec<Server> {
+    let spec = &scene.spec;
+    let mode = spec.dns().mode;
     let networks = spec.networks().filter(|network| network.mode != Mode::Off);
     let servers = networks.flat_map(|network| {
-        let mut machines = machines_of(spec, network);
-        let unasked = machines.len().saturating_sub(MACHINES_MAX);
-        machines.truncate(MACHINES_MAX);
-        let machines: BTreeMap<Name, Ipv4Addr> = machines.into_iter().collect();
+        let addresses = match scene.address_in(network) {
+            Some(ours) => spec.dns_servers(network, ours),
+            None => network.dns.clone(),
+        };
+        let mut names = match mode {
+            // Nobody promised more than the network's own machines.
+            DnsMode::Off => machines_of(spec, network),
+            DnsMode::Serve | DnsMode::External => wanted(&scene.names),
+        };
+        let unasked = names.len().saturating_sub(NAMES_MAX);
+        names.truncate(NAMES_MAX);
+        let names: BTreeMap<Name, Wanted> = names.into_iter().collect();
         let domains = network.domain.iter().chain(&network.search);
         let domains: BTreeSet<Name> = domains.filter_map(|domain| name_of(domain, None)).collect();
-        network.dns.iter().map(move |address| Server {
+        addresses.into_iter().map(move |address| Server {
             network: network.name.clone(),
-            address: *address,
-            machines: machines.clone(),
+            address,
+            names: names.clone(),
             unasked,
             domains: domains.clone(),
+            must: mode == DnsMode::External,
         })
     });
     servers.collect()
 }
 
-fn machines_of(spec: &SiteSpec, network: &Network) -> Vec<(Name, Ipv4Addr)> {
+fn machines_of(spec: &SiteSpec, network: &Network) -> Vec<(Name, Wanted)> {
     let nodes = spec.nodes().filter_map(|node| {
         let link = node.boot_link();
         let here = link.network == network.name;
         let name = name_of(&node.hostname, network.domain.as_ref())?;
-        here.then_some((name, link.address))
+        let wanted = Wanted {
+            addresses: BTreeSet::from([link.address]),
+            back: BTreeSet::from([name.clone()]),
+        };
+        here.then_some((name, wanted))
     });
     nodes.collect()
+}
+
+/// What the site's records say inside.
+fn wanted(names: &Names) -> Vec<(Name, Wanted)> {
+    let records = names.records();
+    let inside = || records.iter().filter(|record| record.side == Side::Inside);
+    let mut by_name = BTreeMap::<&DomainName, BTreeSet<Ipv4Addr>>::new();
+    let mut backs = BTreeMap::<&DomainName, BTreeSet<Name>>::new();
+    for record in inside() {
+        match &record.data {
+            Data::Address(IpAddr::V4(address)) => {
+                by_name.entry(&record.name).or_default().insert(*address);
+            }
+            Data::Address(IpAddr::V6(_)) => {}
+            Data::Name(to) => {
+                let to = Name::from_ascii(to.to_string()).ok();
+                backs.entry(&record.name).or_default().extend(to);
+            }
+        }
+    }
+    let wanted = by_name.into_iter().filter_map(|(name, addresses)| {
+        // Any name will do where a wildcard is.
+        let said = name.to_string().replacen("*.", "reveille-preflight.", 1);
+        let said = Name::from_ascii(said).ok()?;
+        let first = addresses.first()?;
+        let back = backs.get(&DomainName::reverse(*first)).cloned();
+        // Only a name that its address leads back to is asked about both ways.
+        let back = back
+            .filter(|names| names.contains(&said))
+            .unwrap_or_default();
+        Some((said, Wanted { addresses, back }))
+    });
+    wanted.collect()
 }
 
 /// A full name: one without a dot is in the domain.
@@ -121,9 +180,9 @@ impl Server {
             return vec![self.judge_silent(why)];
         }
         checks.extend(self.judge_wild(&wild));
-        if !self.machines.is_empty() {
-            let known = self.ask_machines().await;
-            checks.push(self.judge_machines(&known));
+        if !self.names.is_empty() {
+            let known = self.ask_names().await;
+            checks.push(self.judge_names(&known));
         }
         checks
     }
@@ -149,9 +208,9 @@ impl Server {
         answers
     }
 
-    async fn ask_machines(&self) -> Vec<Known> {
+    async fn ask_names(&self) -> Vec<Known> {
         let server = self.address;
-        let mut waiting = self.machines.clone().into_iter();
+        let mut waiting = self.names.clone().into_iter();
         let (mut questions, mut known) = (JoinSet::new(), Vec::new());
         loop {
             while questions.len() < AT_ONCE {
@@ -159,11 +218,18 @@ impl Server {
                     break;
                 };
                 questions.spawn(async move {
-                    let backward = Name::from(IpAddr::V4(wanted));
-                    let (forward, backward) = tokio::join!(
-                        ask(server, name.clone(), RecordType::A),
-                        ask(server, backward, RecordType::PTR),
-                    );
+                    let first = wanted.addresses.first().filter(|_| !wanted.back.is_empty());
+                    let backward = async {
+                        match first {
+                            Some(first) => {
+                                let name = Name::from(IpAddr::V4(*first));
+                                ask(server, name, RecordType::PTR).await
+                            }
+                            None => Ok(Answer::Nothing),
+                        }
+                    };
+                    let forward = ask(server, name.clone(), RecordType::A);
+                    let (forward, backward) = tokio::join!(forward, backward);
                     Known {
                         name,
                         wanted,
@@ -218,21 +284,24 @@ impl Server {
         ))
     }
 
-    fn judge_machines(&self, known: &[Known]) -> Check {
+    fn judge_names(&self, known: &[Known]) -> Check {
         let (mut wrong, mut missing) = (Vec::new(), Vec::new());
-        for machine in known {
-            let (faults, gaps) = judge_machine(machine);
+        for name in known {
+            let (faults, gaps) = judge_name(name);
             wrong.extend(faults);
             missing.extend(gaps);
         }
         if self.unasked > 0 {
-            missing.push(format!("{} machines were not asked for", self.unasked));
+            missing.push(format!("{} names were not asked for", self.unasked));
         }
         let (id, subject) = (Id::DnsRecords, self.subject());
         if !wrong.is_empty() {
             wrong.extend(missing);
-            let remedy = "correct the zone: one A record and one PTR record for each machine, as machines.yaml has it";
+            let remedy = "correct the zone: one A record and one PTR record for each machine, as `reveille dns records` lists them";
             Check::fail(id, subject, listed(wrong), remedy)
+        } else if self.must && !missing.is_empty() {
+            let remedy = "enter what `reveille dns records` lists into that server, or let this bastion serve it (`dns: { mode: serve }`)";
+            Check::fail(id, subject, listed(missing), remedy)
         } else if !missing.is_empty() {
             let remedy = "add A and PTR records to the zone; without them the machines' names work on the bastion only";
             Check::warn(id, subject, listed(missing), remedy)
@@ -243,14 +312,14 @@ impl Server {
     }
 }
 
-/// What is wrong and what is missing of one machine.
-fn judge_machine(machine: &Known) -> (Vec<String>, Vec<String>) {
+/// What is wrong and what is missing of one name.
+fn judge_name(known: &Known) -> (Vec<String>, Vec<String>) {
     let Known {
         name,
         wanted,
         forward,
         backward,
-    } = machine;
+    } = known;
     let (mut wrong, mut missing) = (Vec::new(), Vec::new());
     match forward {
         Ok(Answer::Records(records)) => {
@@ -261,17 +330,17 @@ fn judge_machine(machine: &Known) -> (Vec<String>, Vec<String>) {
                 Some(address.0)
             });
             let addresses: BTreeSet<Ipv4Addr> = addresses.collect();
-            if addresses != BTreeSet::from([*wanted]) {
-                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                wrong.push(format!(
-                    "{name} is {}, not {wanted}",
-                    addresses.join(" and ")
-                ));
+            if addresses != wanted.addresses {
+                let (found, wanted) = (said(&addresses), said(&wanted.addresses));
+                wrong.push(format!("{name} is {found}, not {wanted}"));
             }
         }
         Ok(Answer::Nothing) => missing.push(format!("{name} has no address")),
         Ok(Answer::Refused(why)) | Err(why) => missing.push(format!("{name}: {why}")),
     }
+    let Some(first) = wanted.addresses.first().filter(|_| !wanted.back.is_empty()) else {
+        return (wrong, missing);
+    };
     match backward {
         Ok(Answer::Records(records)) => {
             let names = records.iter().filter_map(|record| {
@@ -280,16 +349,21 @@ fn judge_machine(machine: &Known) -> (Vec<String>, Vec<String>) {
                 };
                 Some(name.0.clone())
             });
-            let others = names.filter(|other| other != name);
+            let others = names.filter(|other| !wanted.back.contains(other));
             let others: Vec<String> = others.map(|other| other.to_string()).collect();
             if !others.is_empty() {
-                wrong.push(format!("{wanted} is {}, not {name}", others.join(" and ")));
+                wrong.push(format!("{first} is {}, not {name}", others.join(" and ")));
             }
         }
-        Ok(Answer::Nothing) => missing.push(format!("{wanted} has no name")),
-        Ok(Answer::Refused(why)) | Err(why) => missing.push(format!("{wanted}: {why}")),
+        Ok(Answer::Nothing) => missing.push(format!("{first} has no name")),
+        Ok(Answer::Refused(why)) | Err(why) => missing.push(format!("{first}: {why}")),
     }
     (wrong, missing)
+}
+
+fn said(addresses: &BTreeSet<Ipv4Addr>) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    addresses.join(" and ")
 }
 
 /// Asks a server one question.
@@ -378,20 +452,37 @@ mod tests {
         Server {
             network: "provisioning".parse().expect("a name"),
             address: Ipv4Addr::LOCALHOST,
-            machines: BTreeMap::new(),
+            names: BTreeMap::new(),
             unasked: 0,
             domains: BTreeSet::from([name("lab.example.")]),
+            must: false,
+        }
+    }
+
+    fn known(forward: Result<Answer, String>, backward: Result<Answer, String>) -> Known {
+        Known {
+            name: name("node-1.lab.example."),
+            wanted: Wanted {
+                addresses: BTreeSet::from([WANTED]),
+                back: BTreeSet::from([name("node-1.lab.example.")]),
+            },
+            forward,
+            backward,
         }
     }
 
     fn judged(forward: Result<Answer, String>, backward: Result<Answer, String>) -> Outcome {
-        let known = Known {
-            name: name("node-1.lab.example."),
-            wanted: WANTED,
-            forward,
-            backward,
-        };
-        server().judge_machines(&[known]).result
+        server().judge_names(&[known(forward, backward)]).result
+    }
+
+    #[test]
+    fn a_missing_record_fails_where_the_site_says_that_it_is_there() {
+        let mut server = server();
+        server.must = true;
+        let gone = known(Ok(Answer::Nothing), names(&["node-1.lab.example."]));
+        assert_eq!(server.judge_names(&[gone]).result, Outcome::Fail);
+        let right = known(addresses(&[1]), names(&["node-1.lab.example."]));
+        assert_eq!(server.judge_names(&[right]).result, Outcome::Pass);
     }
 
     #[test]

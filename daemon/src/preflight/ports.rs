@@ -15,6 +15,7 @@ use std::sync::Arc;
 use netboot::host::Transport;
 use netboot::net::LinkName;
 use netboot::spec::Mode;
+use netboot::zone::DnsMode;
 use nix::unistd::{Uid, User};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -75,7 +76,8 @@ pub(super) async fn check(scene: Arc<Scene>) -> Vec<Check> {
 
 fn look(scene: &Scene) -> Vec<Check> {
     let wanted = wanted(scene);
-    if wanted.is_empty() {
+    let names: Vec<Wanted> = wanted.iter().cloned().chain(public(scene)).collect();
+    if names.is_empty() {
         return Vec::new();
     }
     let mut holders = Vec::new();
@@ -104,16 +106,34 @@ fn look(scene: &Scene) -> Vec<Check> {
         (Transport::Tcp, scene.ports.plain),
         (Transport::Tcp, scene.ports.tls),
     ];
+    let serves_names = scene.spec.dns().mode == DnsMode::Serve;
+    let dns = [(Transport::Udp, 53), (Transport::Tcp, 53)];
+    let dns = dns.into_iter().filter(|_| serves_names);
+    let ntp = scene.spec.serves_time().then_some((Transport::Udp, 123));
     let judged = ports
         .into_iter()
         .chain(events)
-        .map(|(transport, port)| judge(transport, port, &wanted, &holders, &processes));
-    judged.collect()
+        .chain(ntp)
+        .map(|port| (port, &wanted));
+    let judged = judged.chain(dns.map(|port| (port, &names)));
+    judged
+        .filter(|(_, wanted)| !wanted.is_empty())
+        .map(|((transport, port), wanted)| judge(transport, port, wanted, &holders, &processes))
+        .collect()
 }
 
 fn wanted(scene: &Scene) -> Vec<Wanted> {
     let networks = scene.spec.networks().filter(|n| n.mode != Mode::Off);
     let links: BTreeSet<&LinkName> = networks.map(|network| &network.link).collect();
+    there(scene, links)
+}
+
+/// The links on which everybody may ask for names.
+fn public(scene: &Scene) -> Vec<Wanted> {
+    there(scene, scene.spec.dns().public.iter())
+}
+
+fn there<'a>(scene: &Scene, links: impl IntoIterator<Item = &'a LinkName>) -> Vec<Wanted> {
     let there = links.into_iter().filter_map(|name| {
         let link = scene.links.get(name.as_str())?;
         Some(Wanted {

@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use netboot::site::Site;
 
 use super::{Check, Id, Outcome, Report, Scene, blocks, run};
 use crate::cli::PreflightOptions;
@@ -14,9 +15,9 @@ use crate::client::{Ask, ask, runtime};
 use crate::config;
 use crate::controller::now;
 use crate::failure::{Exit, Failure, faulty_site, print};
-use crate::link;
 use crate::places::SITE;
 use crate::show::{json, table, table_text};
+use crate::{dns, link};
 
 /// `reveille preflight`
 ///
@@ -64,9 +65,11 @@ fn gather(options: &PreflightOptions, progress: &ProgressBar) -> Result<Report, 
         let links = link::start().await.map_err(|error| {
             Failure::of(Exit::Failed, "reading the host's links", error.as_ref())
         })?;
+        let (spec, links) = (Arc::new(spec), links.borrow().clone());
         let scene = Scene {
-            spec: Arc::new(spec),
-            links: links.borrow().clone(),
+            names: dns::names(&Site::new(Arc::clone(&spec)), &links),
+            spec,
+            links,
             ports: settings.ports(),
             state: options.state.clone(),
             at: now(),

@@ -1,0 +1,311 @@
+//! DNS on the provisioning links, and on those that the site makes public: port 53, UDP and TCP.
+//!
+//! ```text
+//!   Place (link, address, side) -- a thread: receive a batch --> ours?   netboot::zone answers
+//!                                                            --> kept?   the cache answers
+//!                                                            --> else    a task asks the servers of `forward`
+//! ```
+//!
+//! Nobody but the machines of a place's networks, and this host, has names of others looked up. Everybody else is
+//! refused, at a limited rate, or answered from the outside's view on public links.
+//!
+//! Ugly facts. A link has an address in each of its networks, and each is a place of its own. The site's snapshot does
+//! not call when its files were read again, so the follower looks at it every second; records are looked at for every batch.
+
+mod book;
+mod cache;
+pub mod command;
+mod forward;
+mod limit;
+mod serve;
+mod tcp;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use netboot::net::{LinkName, Subnet};
+use netboot::site::Site;
+use netboot::spec::Mode;
+use netboot::zone::{DnsMode, Side};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+use tracing::{info, warn};
+
+use crate::controller::Controller;
+use crate::link::Links;
+pub(crate) use book::names;
+use forward::Forwarder;
+use serve::Desk;
+
+const PORT: u16 = 53;
+const LOOK_AT_SITE: Duration = Duration::from_secs(1);
+
+/// An address that is served, and for whom.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    link: LinkName,
+    /// A link that was deleted and made again keeps its name, but what it brings bears another number.
+    index: u32,
+    address: Ipv4Addr,
+    side: Side,
+    /// Whose names are looked up: the networks of the link, those behind its relays too.
+    clients: Vec<Subnet>,
+}
+
+/// The running servers; dropping it stops them.
+#[derive(Debug)]
+pub struct Dns {
+    counters: Arc<Counters>,
+    state: Arc<Mutex<State>>,
+    following: AbortHandle,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    served: BTreeSet<Ipv4Addr>,
+    faults: BTreeMap<LinkName, String>,
+}
+
+/// What became of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    Received,
+    Own,
+    Kept,
+    Asked,
+    Refused,
+    Malformed,
+    Limited,
+    Dropped,
+}
+
+const COUNTS: [(Count, &str); 8] = [
+    (Count::Received, "received"),
+    (Count::Own, "own"),
+    (Count::Kept, "cached"),
+    (Count::Asked, "forwarded"),
+    (Count::Refused, "refused"),
+    (Count::Malformed, "malformed"),
+    (Count::Limited, "limited"),
+    (Count::Dropped, "dropped"),
+];
+
+/// Questions since the start, by what became of them.
+#[derive(Debug, Default)]
+pub struct Counters([AtomicU64; COUNTS.len()]);
+
+impl Counters {
+    fn add(&self, what: Count, count: u64) {
+        self.0[what as usize].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Each by its name.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let read = |what: Count| self.0[what as usize].load(Ordering::Relaxed);
+        COUNTS.iter().map(move |(what, name)| (*name, read(*what)))
+    }
+}
+
+/// Starts serving every link that the site names, as soon as the kernel has it.
+///
+/// The second value is the task that follows the links; that it ends before the first is dropped is a fault.
+#[must_use]
+pub fn start(controller: Controller, links: watch::Receiver<Arc<Links>>) -> (Dns, JoinHandle<()>) {
+    let counters = Arc::<Counters>::default();
+    let state = Arc::<Mutex<State>>::default();
+    let desk = Desk {
+        book: book::Book::new(controller.clone(), links.clone()),
+        forwarder: Arc::new(Forwarder::new()),
+        counters: Arc::clone(&counters),
+    };
+    let follower = Follower {
+        controller,
+        desk: Arc::new(desk),
+        state: Arc::clone(&state),
+        running: BTreeMap::new(),
+    };
+    let following = tokio::spawn(follower.follow(links));
+    let running = Dns {
+        counters,
+        state,
+        following: following.abort_handle(),
+    };
+    (running, following)
+}
+
+impl Dns {
+    /// What became of every question since the start.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Why a link that should be served is not, by link.
+    #[must_use]
+    pub fn faults(&self) -> BTreeMap<LinkName, String> {
+        self.state().faults.clone()
+    }
+
+    /// The addresses that are served now.
+    #[must_use]
+    pub fn served(&self) -> BTreeSet<Ipv4Addr> {
+        self.state().served.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Dns {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
+struct Follower {
+    controller: Controller,
+    desk: Arc<Desk>,
+    state: Arc<Mutex<State>>,
+    running: BTreeMap<Place, Running>,
+}
+
+/// A place's thread and its TCP task.
+struct Running {
+    stop: Arc<EventFd>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    tcp: JoinHandle<()>,
+}
+
+impl Running {
+    fn is_alive(&self) -> bool {
+        let thread = self.thread.as_ref();
+        thread.is_some_and(|thread| !thread.is_finished()) && !self.tcp.is_finished()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tcp.abort();
+        // An eventfd takes a write until its counter overflows, which one write does not do.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Follower {
+    async fn follow(mut self, mut links: watch::Receiver<Arc<Links>>) {
+        let mut look = tokio::time::interval(LOOK_AT_SITE);
+        loop {
+            let known = links.borrow_and_update().clone();
+            self.converge(&known);
+            tokio::select! {
+                changed = links.changed() => if changed.is_err() { return },
+                _ = look.tick() => {}
+            }
+        }
+    }
+
+    fn converge(&mut self, links: &Links) {
+        let (wanted, mut faults) = wanted(&self.controller.snapshot().load(), links);
+        self.running
+            .retain(|place, running| wanted.contains(place) && running.is_alive());
+        for place in wanted {
+            if self.running.contains_key(&place) {
+                continue;
+            }
+            match self.run(&place) {
+                Ok(running) => {
+                    info!(link = %place.link, address = %place.address, side = %place.side, "serving DNS");
+                    self.running.insert(place, running);
+                }
+                Err(error) => {
+                    faults.insert(place.link, format!("{error:#}"));
+                }
+            }
+        }
+        let served = self.running.keys().map(|place| place.address).collect();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for (link, fault) in &faults {
+            if state.faults.get(link) != Some(fault) {
+                warn!(%link, "not serving DNS: {fault}; tried again every second");
+            }
+        }
+        *state = State { served, faults };
+    }
+
+    fn run(&self, place: &Place) -> anyhow::Result<Running> {
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
+        let (udp, tcp) = (serve::open(place)?, tcp::open(place)?);
+        let server = serve::Server::new(place.clone(), udp, Arc::clone(&self.desk));
+        let until = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name(format!("dns {}", place.link))
+            .spawn(move || server.run(&until))?;
+        let tcp = tcp::run(Arc::new(place.clone()), tcp, Arc::clone(&self.desk));
+        Ok(Running {
+            stop,
+            thread: Some(thread),
+            tcp: tokio::spawn(tcp),
+        })
+    }
+}
+
+/// The places to serve now, and why others are not.
+fn wanted(site: &Site, links: &Links) -> (BTreeSet<Place>, BTreeMap<LinkName, String>) {
+    let (mut wanted, mut faults) = (BTreeSet::new(), BTreeMap::new());
+    let dns = site.spec().dns();
+    if dns.mode != DnsMode::Serve {
+        return (wanted, faults);
+    }
+    let mut of_link = BTreeMap::<&LinkName, Vec<Subnet>>::new();
+    for network in site.spec().networks().filter(|n| n.mode != Mode::Off) {
+        of_link
+            .entry(&network.link)
+            .or_default()
+            .push(network.subnet);
+    }
+    for (name, clients) in of_link {
+        // A link that isn't there, or has no address, is DHCP's fault to tell.
+        let Some(link) = links.get(name.as_str()) else {
+            continue;
+        };
+        let own = clients
+            .iter()
+            .filter_map(|subnet| link.address_in(subnet.net()));
+        let mut addresses: BTreeSet<Ipv4Addr> = own.collect();
+        if addresses.is_empty() {
+            // Its networks are all behind relays; DHCP speaks from the first address too.
+            addresses.extend(link.addresses.first().map(ipnet::Ipv4Net::addr));
+        }
+        wanted.extend(addresses.into_iter().map(|address| Place {
+            link: name.clone(),
+            index: link.index,
+            address,
+            side: Side::Inside,
+            clients: clients.clone(),
+        }));
+    }
+    for name in &dns.public {
+        let Some(link) = links.get(name.as_str()) else {
+            let fault =
+                format!("there is no link {name}; names are served on it as soon as it appears");
+            faults.insert(name.clone(), fault);
+            continue;
+        };
+        wanted.extend(link.addresses.iter().map(|address| Place {
+            link: name.clone(),
+            index: link.index,
+            address: address.addr(),
+            side: Side::Outside,
+            clients: Vec::new(),
+        }));
+    }
+    (wanted, faults)
+}

@@ -1,0 +1,265 @@
+//! Names that aren't ours, asked of the servers that the site names, for machines on provisioning links.
+//!
+//! hickory's pool speaks to the servers: a random port and a random mix of cases for each question, TCP where an answer
+//! is too long, two servers at once, the quicker ones first, and one question for all who ask the same at one time.
+//! What comes back is kept as the bytes it is sent as.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_lite::StreamExt;
+use hickory_proto::op::{
+    DnsRequest, DnsRequestOptions, Message, MessageType, OpCode, Query, ResponseCode,
+};
+use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_server::net::runtime::TokioRuntimeProvider;
+use hickory_server::net::xfer::DnsHandle;
+use hickory_server::net::{DnsError, NetError};
+use hickory_server::resolver::config::{NameServerConfig, ResolverOpts};
+use hickory_server::resolver::{NameServerPool, PoolContext, TlsConfig};
+use netboot::zone::packet::{Code, DATAGRAM_MAX, Kept, Question};
+use tracing::debug;
+
+use super::cache::{self, Cache, Entry, Key};
+
+/// How long the servers have for one try; clients ask again after five seconds.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
+const TRIES: usize = 2;
+/// Questions under way at once, and those of one machine.
+const UNDER_WAY_MAX: usize = 2048;
+const UNDER_WAY_EACH: usize = 128;
+/// Longest time that a reply is kept, in seconds; a negative one (RFC 2308, section 5: one to three hours), and that
+/// all servers failed (RFC 9520, section 3.2: one second at least).
+const POSITIVE_MAX: u32 = 86_400;
+const NEGATIVE_MAX: u32 = 3600;
+const FAILURE: u32 = 2;
+
+type Pool = NameServerPool<TokioRuntimeProvider>;
+
+/// Asks other servers, and remembers what they said.
+pub(super) struct Forwarder {
+    cache: Mutex<Cache>,
+    servers: Mutex<Option<Servers>>,
+    under_way: Mutex<UnderWay>,
+}
+
+#[derive(Clone)]
+struct Servers {
+    addresses: Vec<SocketAddr>,
+    pool: Pool,
+}
+
+#[derive(Default)]
+struct UnderWay {
+    all: usize,
+    each: HashMap<Ipv4Addr, usize>,
+}
+
+/// One question that may be asked; the right ends when it is dropped.
+pub(super) struct Turn {
+    of: Arc<Forwarder>,
+    client: Ipv4Addr,
+}
+
+impl Forwarder {
+    pub(super) fn new() -> Self {
+        Self {
+            cache: Mutex::default(),
+            servers: Mutex::default(),
+            under_way: Mutex::default(),
+        }
+    }
+
+    /// A reply that is kept, and its age in seconds.
+    pub(super) fn kept(&self, key: &Key, now: Instant) -> Option<(Arc<Kept>, u32)> {
+        lock(&self.cache).get(key, now)
+    }
+
+    /// Lets a machine's question be asked, unless it or all together have too many under way.
+    pub(super) fn turn(self: &Arc<Self>, client: Ipv4Addr) -> Option<Turn> {
+        let mut under_way = lock(&self.under_way);
+        if under_way.all >= UNDER_WAY_MAX {
+            return None;
+        }
+        let each = under_way.each.entry(client).or_default();
+        if *each >= UNDER_WAY_EACH {
+            return None;
+        }
+        *each += 1;
+        under_way.all += 1;
+        Some(Turn {
+            of: Arc::clone(self),
+            client,
+        })
+    }
+
+    /// Asks the servers. The reply is kept, also that there is none.
+    pub(super) async fn ask(&self, servers: &[SocketAddr], question: &Question<'_>) -> Arc<Kept> {
+        let mut key = Key::new();
+        cache::key(question, &mut key);
+        let reply = match self.ask_servers(servers, question).await {
+            Ok(reply) => reply,
+            Err(why) => {
+                debug!(%why, "no server answered");
+                Kept::bare(Code::ServFail, FAILURE)
+            }
+        };
+        let reply = Arc::new(reply);
+        lock(&self.cache).put(key, Entry::new(Arc::clone(&reply), Instant::now()));
+        reply
+    }
+
+    async fn ask_servers(
+        &self,
+        servers: &[SocketAddr],
+        question: &Question<'_>,
+    ) -> Result<Kept, String> {
+        let query = read_query(question.raw()).ok_or("the question can't be said")?;
+        let pool = self.pool(servers)?;
+        let mut last = String::new();
+        for _ in 0..TRIES {
+            let request = request(&query, question);
+            let Some(answer) = pool.send(request).next().await else {
+                continue;
+            };
+            match answer {
+                Ok(response) => return keep(&query, question, response.into_message()),
+                Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => {
+                    let mut message = Message::new(0, MessageType::Response, OpCode::Query);
+                    message.metadata.response_code = nothing.response_code;
+                    message.authorities =
+                        nothing.authorities.as_deref().unwrap_or_default().to_vec();
+                    return keep(&query, question, message);
+                }
+                Err(error) => last = error.to_string(),
+            }
+        }
+        Err(last)
+    }
+
+    /// The pool of these servers; another one, and an empty cache, when they changed.
+    fn pool(&self, addresses: &[SocketAddr]) -> Result<Pool, String> {
+        let mut servers = lock(&self.servers);
+        if let Some(servers) = servers
+            .as_ref()
+            .filter(|known| known.addresses == addresses)
+        {
+            return Ok(servers.pool.clone());
+        }
+        let mut options = ResolverOpts::default();
+        options.timeout = ANSWER_TIME;
+        options.case_randomization = true;
+        options.edns_payload_len = DATAGRAM_MAX;
+        let tls = TlsConfig::new().map_err(|error| error.to_string())?;
+        let context = Arc::new(PoolContext::new(options, tls));
+        let configs = addresses.iter().map(|address| {
+            let mut config = NameServerConfig::udp_and_tcp(address.ip());
+            for connection in &mut config.connections {
+                connection.port = address.port();
+            }
+            // They are asked for the whole world: that a name does not exist is their word to give.
+            config.trust_negative_responses = true;
+            config
+        });
+        let pool = Pool::from_config(configs, context, TokioRuntimeProvider::default());
+        if servers.is_some() {
+            lock(&self.cache).clear();
+        }
+        *servers = Some(Servers {
+            addresses: addresses.to_vec(),
+            pool: pool.clone(),
+        });
+        Ok(pool)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut under_way = lock(&self.of.under_way);
+        under_way.all -= 1;
+        if let Some(each) = under_way.each.get_mut(&self.client) {
+            *each -= 1;
+            if *each == 0 {
+                under_way.each.remove(&self.client);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change under a lock is whole before anything in it can panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read_query(raw: &[u8]) -> Option<Query> {
+    let (name, rest) = raw.split_at_checked(raw.len().checked_sub(4)?)?;
+    let mut labels = Vec::new();
+    let mut at = 0;
+    while let Some(length) = name.get(at).filter(|length| **length > 0) {
+        let end = at + 1 + usize::from(*length);
+        labels.push(name.get(at + 1..end)?.to_ascii_lowercase());
+        at = end;
+    }
+    let name = Name::from_labels(labels).ok()?;
+    let kind = RecordType::from(u16::from_be_bytes([rest[0], rest[1]]));
+    Some(Query::query(name, kind))
+}
+
+fn request(query: &Query, question: &Question<'_>) -> DnsRequest {
+    let mut options = DnsRequestOptions::default();
+    options.edns_payload_len = DATAGRAM_MAX;
+    options.edns_set_dnssec_ok = question.wants_dnssec();
+    options.case_randomization = true;
+    let mut request = DnsRequest::from_query(query.clone(), options);
+    if question.checks_itself() {
+        let original = request.original_query().cloned();
+        let (mut message, options) = request.into_parts();
+        message.metadata.checking_disabled = true;
+        request = DnsRequest::new(message, options).with_original_query(original);
+    }
+    request
+}
+
+/// A reply's records as bytes behind a question of the same length, whose name they may point to.
+fn keep(query: &Query, question: &Question<'_>, mut message: Message) -> Result<Kept, String> {
+    let positive = !message.answers.is_empty();
+    let authentic = message.metadata.authentic_data;
+    let code = message.metadata.response_code;
+    let code = if code == ResponseCode::NoError {
+        Code::NoError
+    } else if code == ResponseCode::NXDomain {
+        Code::NxDomain
+    } else {
+        return Err(code.to_string());
+    };
+    let minimum = message.authorities.iter().find_map(|record| {
+        let RData::SOA(soa) = &record.data else {
+            return None;
+        };
+        Some(soa.minimum)
+    });
+    // The servers' own mix of cases is no business of the client's.
+    let own = message
+        .answers
+        .iter_mut()
+        .filter(|record| record.name == *query.name());
+    own.for_each(|record| record.name = query.name().clone());
+    if positive && !question.wants_dnssec() {
+        // Whose servers the zone has is of use to nobody here.
+        message.authorities.clear();
+    }
+    message.additionals.clear();
+    message.edns = None;
+    message.queries = vec![query.clone()];
+    let bytes = message.to_vec().map_err(|error| error.to_string())?;
+    let longest = match minimum {
+        _ if positive => POSITIVE_MAX,
+        Some(minimum) => minimum.min(NEGATIVE_MAX),
+        // RFC 2308, section 5: without an SOA it should not be kept.
+        None => 0,
+    };
+    Kept::read(&bytes, question.raw().len(), code, authentic, longest)
+        .ok_or_else(|| "the reply is too long".to_owned())
+}
