@@ -51,11 +51,11 @@ fn installed() -> tempfile::TempDir {
 }
 
 #[test]
-fn the_service_is_exposed_by_two_of_ten_at_most() {
+fn the_service_is_exposed_by_little_more_than_two_of_ten() {
     let unit = repository().join("systemd/reveille.service");
-    // The threshold is in tenths; above it the command fails.
+    // The threshold is in tenths; above it the command fails. Two tenths are the price of reading adjtimex(2).
     run(Command::new("systemd-analyze")
-        .args(["security", "--offline=true", "--no-pager", "--threshold=20"])
+        .args(["security", "--offline=true", "--no-pager", "--threshold=22"])
         .arg(unit));
 }
 

@@ -1,4 +1,4 @@
-//! Reveille against its peers: DHCP, TFTP, HTTP, start and memory, and whole boots, in one run.
+//! Reveille against its peers: DHCP, TFTP, HTTP, DNS, start and memory, and whole boots, in one run.
 //!
 //! Touches: network namespaces, processes and a scratch directory of its own, as root. It prints the
 //! README's table in Markdown on standard output and each sample as it comes on standard error.
@@ -9,6 +9,7 @@
 mod boot;
 mod dhcp;
 mod dhcp_load;
+mod dns;
 mod http;
 mod http_load;
 mod lab;
@@ -21,7 +22,7 @@ use anyhow::{Context, Result, ensure};
 
 use lab::Lab;
 
-const USAGE: &str = "usage: make bench [ARGS=\"[dhcp] [tftp] [http] [boot] [--rounds N] [--server NAME]... [--case TEXT]...\"]";
+const USAGE: &str = "usage: make bench [ARGS=\"[dhcp] [tftp] [http] [dns] [boot] [--rounds N] [--server NAME]... [--case TEXT]...\"]";
 
 /// What of the bench is run.
 pub(crate) struct Plan {
@@ -86,6 +87,9 @@ fn main() -> Result<()> {
     }
     if plan.has("http") {
         tables.extend(http::measure(&lab, &plan)?);
+    }
+    if plan.has("dns") {
+        tables.extend(dns::measure(&lab, &plan)?);
     }
     if plan.has("boot") {
         tables.extend(boot::measure(&plan)?);

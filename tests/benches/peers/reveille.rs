@@ -11,14 +11,15 @@ use anyhow::{Context as _, Result, ensure};
 use tests::bastion::reveille;
 
 use crate::dhcp_load::{Machine, machines};
+use crate::dns::DOMAIN;
 use crate::http::{self, Site};
-use crate::lab::{SERVER, SERVER_LINK};
+use crate::lab::{CLIENT, SERVER, SERVER_LINK};
 use crate::tftp;
 
 /// Every machine is listed with its address; the ledger notes each packet, as always.
 pub(crate) fn dhcp(directory: &Path, machines: &[Machine]) -> Result<Command> {
     import(directory, &small_file(directory)?, "kernel")?;
-    serve(directory, machines)
+    serve(directory, machines, "")
 }
 
 pub(crate) fn tftp(directory: &Path) -> Result<Command> {
@@ -31,7 +32,7 @@ pub(crate) fn tftp(directory: &Path) -> Result<Command> {
         import(directory, &files.join(size.to_string()), &name)?;
     }
     import(directory, &small_file(directory)?, "kernel")?;
-    serve(directory, &machines(10))
+    serve(directory, &machines(10), "")
 }
 
 pub(crate) fn http(directory: &Path) -> Result<Site> {
@@ -44,7 +45,7 @@ pub(crate) fn http(directory: &Path) -> Result<Site> {
         paths.push(format!("/artifacts/{digest}/{name}"));
     }
     let machines = machines(10);
-    let command = serve(directory, &machines)?;
+    let command = serve(directory, &machines, "")?;
     Ok(Site {
         command,
         port: 8080,
@@ -56,14 +57,22 @@ pub(crate) fn http(directory: &Path) -> Result<Site> {
     })
 }
 
-fn serve(directory: &Path, machines: &[Machine]) -> Result<Command> {
+/// Every machine's name, and a server for the names of others.
+pub(crate) fn dns(directory: &Path, machines: &[Machine]) -> Result<Command> {
+    import(directory, &small_file(directory)?, "kernel")?;
+    let more = format!("    domain: {DOMAIN}\ndns: {{ forward: [{CLIENT}] }}\n");
+    serve(directory, machines, &more)
+}
+
+/// `more` goes on where the network's entry ends.
+fn serve(directory: &Path, machines: &[Machine], more: &str) -> Result<Command> {
     let site = directory.join("site");
     fs::create_dir_all(site.join("profiles"))?;
     fs::write(
         site.join("site.yaml"),
         format!(
             "site: bench\nnetworks:\n  - name: provisioning\n    link: {SERVER_LINK}\n    subnet: 10.77.0.0/16\n    \
-             router: {SERVER}\n    lease: 1h\n"
+             router: {SERVER}\n    lease: 1h\n{more}"
         ),
     )
     .context("writing site.yaml")?;
