@@ -324,16 +324,24 @@ pub enum ImageCommand {
         #[command(flatten)]
         state: DepotOf,
     },
-    /// Download a file over HTTPS; an interrupted download goes on where it stopped
+    /// Download a file over HTTPS, or the three of a CoreOS build; an interrupted download goes on where it stopped
     Pull {
         /// Its name in the depot, such as debian-12/linux
-        name: ArtifactName,
+        #[arg(required_unless_present = "stream", requires = "url")]
+        name: Option<ArtifactName>,
         /// Where it is published
-        #[arg(long)]
-        url: String,
+        #[arg(long, requires = "sha256", requires = "name")]
+        url: Option<String>,
         /// Its published digest
-        #[arg(long, value_name = "HEX")]
-        sha256: Digest,
+        #[arg(long, value_name = "HEX", requires = "name")]
+        sha256: Option<Digest>,
+        /// Kernel, initramfs and root of this stream metadata instead, as `openshift-install coreos print-stream-json`
+        /// prints it
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "url", "sha256"])]
+        stream: Option<PathBuf>,
+        /// The machines' architecture, as the stream spells it
+        #[arg(long, default_value = "x86_64", requires = "stream")]
+        arch: String,
         /// Trust the authorities of this PEM file instead of the system's
         #[arg(long, value_name = "FILE")]
         ca: Option<PathBuf>,

@@ -4,9 +4,11 @@
 //! asked of it but one thing: which files the site in force still serves, before `gc` removes any.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
-use images::{Artifact, Depot, DepotError, Fault, Pull, Roots};
+use images::{Artifact, Depot, DepotError, Fault, Pull, Roots, STREAM_MAX};
 use indicatif::{ProgressBar, ProgressStyle};
 use netboot::net::Digest;
 use serde::Serialize;
@@ -52,10 +54,23 @@ pub fn run(command: ImageCommand) -> Result<(), Failure> {
         ImageCommand::Pull {
             name,
             url,
-            sha256: digest,
+            sha256,
+            stream,
+            arch,
             ca,
             state,
-        } => pull(&open(&state)?, &Pull { name, url, digest }, ca),
+        } => {
+            let one = name.zip(url).zip(sha256);
+            let one = one.map(|((name, url), digest)| Pull { name, url, digest });
+            let files = match stream {
+                Some(stream) => of_stream(&stream, &arch)?,
+                None => one.into_iter().collect(),
+            };
+            let depot = open(&state)?;
+            files
+                .iter()
+                .try_for_each(|file| pull(&depot, file, ca.as_deref()))
+        }
         ImageCommand::List { json: true, state } => {
             let artifacts = list(&state)?;
             print(&json(&artifacts.iter().map(listed).collect::<Vec<_>>()))
@@ -85,7 +100,7 @@ pub fn run(command: ImageCommand) -> Result<(), Failure> {
 ///
 /// # Errors
 /// The depot's own.
-pub fn depot(state: &std::path::Path) -> Result<Depot, DepotError> {
+pub fn depot(state: &Path) -> Result<Depot, DepotError> {
     Depot::open(state.join("depot"))
 }
 
@@ -115,9 +130,22 @@ fn kept(artifact: &Artifact) -> String {
     )
 }
 
-fn pull(depot: &Depot, wanted: &Pull, ca: Option<PathBuf>) -> Result<(), Failure> {
+fn of_stream(file: &Path, architecture: &str) -> Result<Vec<Pull>, Failure> {
+    let act = || format!("reading the stream metadata {}", file.display());
+    let mut text = String::new();
+    let limit = u64::try_from(STREAM_MAX).unwrap_or(u64::MAX);
+    File::open(file)
+        .and_then(|file| file.take(limit).read_to_string(&mut text))
+        .map_err(|error| Failure::of(Exit::Failed, act(), &error))?;
+    let files = images::boot_files(&text, architecture);
+    files
+        .map(Vec::from)
+        .map_err(|error| Failure::of(Exit::Failed, act(), &error))
+}
+
+fn pull(depot: &Depot, wanted: &Pull, ca: Option<&Path>) -> Result<(), Failure> {
     let roots = match ca {
-        Some(file) => Roots::of_file(&file),
+        Some(file) => Roots::of_file(file),
         None => Roots::of_system(),
     };
     let act = || format!("pulling {}", wanted.name);

@@ -8,8 +8,10 @@ mod artifact;
 mod depot;
 mod fetch;
 mod loader;
+mod stream;
 
 pub use artifact::{Artifact, ArtifactKind, ArtifactName};
 pub use depot::{Depot, DepotError, Fault, Swept};
 pub use fetch::{FetchError, Progress, Pull, Roots, pull};
 pub use loader::{Loaders, PACKAGE_DIRECTORIES};
+pub use stream::{STREAM_MAX, StreamError, boot_files};

@@ -255,3 +255,37 @@ fn the_committed_schemas_are_those_of_the_types() {
         golden(&repository().join(path), &schema(kind));
     }
 }
+
+#[test]
+fn a_root_of_another_build_than_its_kernel_is_named() {
+    let names = [
+        "scos/2/x86_64/vmlinuz",
+        "scos/2/x86_64/initramfs.img",
+        "scos/1/x86_64/rootfs.img",
+    ];
+    let site = written("", "[]");
+    let profile = "kernel: scos/2/x86_64/vmlinuz\ninitrds: [scos/2/x86_64/initramfs.img]\n\
+        artifacts: { rootfs: scos/1/x86_64/rootfs.img }\n\
+        arguments: [\"coreos.live.rootfs_url={{ artifacts.rootfs }}\"]\n";
+    std::fs::write(site.path().join("profiles/coreos.yaml"), profile).expect("written");
+    let Err(report) = load(site.path(), state(&names).path()) else {
+        panic!("two builds were taken for one");
+    };
+    let said = report.to_string();
+    assert!(
+        said.contains("coreos.yaml:3") && said.contains("another build than the kernel"),
+        "{said}"
+    );
+    let mended = profile.replace("scos/1/x86_64/rootfs.img", "scos/2/x86_64/initramfs.img");
+    std::fs::write(site.path().join("profiles/coreos.yaml"), mended).expect("written");
+    let left = load(
+        site.path(),
+        state(&[names[0], names[1], "debian-13/vmlinuz"]).path(),
+    );
+    assert!(
+        left.is_ok(),
+        "{}",
+        left.err()
+            .map_or(String::new(), |report| report.to_string())
+    );
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use daemon::http::Limits;
 use images::{Artifact, Depot, FetchError, Pull, Roots, pull};
 use netboot::attempt::Fact;
+use tests::bastion::reveille;
 use tests::http::{Bastion, LIVE, read, url};
 use tests::lab::until;
 use tests::netns::Netns;
@@ -143,4 +144,43 @@ fn a_file_of_another_digest_and_a_server_of_another_ca_are_refused() {
         matches!(refused, Err(FetchError::Connect { .. })),
         "{refused:?}"
     );
+}
+
+#[test]
+fn a_stream_s_kernel_initramfs_and_root_are_pulled_as_one_build() {
+    let bastion = Bastion::start(Limits::default());
+    let machine = bastion.machine(LIVE);
+    let parts = ["kernel.x86_64", "initramfs.x86_64.img", "rootfs.x86_64.img"];
+    let published =
+        parts.map(|part| bastion.artifact(&format!("c10s/scos-10.1-live-{part}"), 3_000));
+    let file = |artifact: &Artifact| serde_json::json!({ "location": secure(artifact), "sha256": artifact.digest.to_string() });
+    let [kernel, initramfs, rootfs] = published.each_ref().map(file);
+    let stream = serde_json::json!({ "stream": "c10s", "architectures": { "x86_64": { "artifacts": { "metal": {
+        "release": "10.1",
+        "formats": { "pxe": { "kernel": kernel, "initramfs": initramfs, "rootfs": rootfs } },
+    } } } } });
+    std::fs::write(bastion.path("stream.json"), stream.to_string()).expect("written");
+    let [stream, state] = ["stream.json", "other-state"].map(|name| bastion.path(name));
+    let text = |path: &std::path::Path| path.to_str().expect("paths are text").to_owned();
+    let (ca, stream, state) = (bastion.ca(), text(&stream), text(&state));
+    machine.output(
+        reveille(),
+        &[
+            "image", "pull", "--stream", &stream, "--ca", &ca, "--state", &state,
+        ],
+    );
+    let depot = Depot::open(bastion.path("other-state/depot")).expect("a depot");
+    let listed = depot.list().expect("listed");
+    let names: Vec<&str> = listed
+        .iter()
+        .map(|artifact| artifact.name.as_str())
+        .collect();
+    let wanted =
+        ["initramfs.img", "rootfs.img", "vmlinuz"].map(|file| format!("scos/10.1/x86_64/{file}"));
+    assert_eq!(names, wanted);
+    let arguments = [
+        "image", "pull", "--stream", &stream, "--arch", "s390x", "--state", &state,
+    ];
+    let refused = machine.try_output(reveille(), &arguments);
+    assert!(refused.is_err_and(|said| said.contains("it has x86_64")));
 }

@@ -10,6 +10,7 @@
 //! Reads the site directory and the depot's listing, and writes nothing. A part that is faulty is left out
 //! where its neighbours are compared, so that one slip is one fault.
 
+mod build;
 pub mod check;
 mod dns;
 mod fault;

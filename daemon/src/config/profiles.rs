@@ -8,6 +8,7 @@ use images::{ArtifactName, Depot};
 use netboot::net::{Digest, Malformed, ProfileName};
 use netboot::spec::{Artifact, ConfigSource, Format, Profile, Purpose};
 
+use super::build;
 use super::fault::{Faults, Place};
 use super::file;
 use super::judge::{disk, missing, need, parse, template_name};
@@ -124,6 +125,7 @@ fn profile(
     }
     documents.arguments = arguments.place();
     let arguments = judged_arguments(&arguments, faults);
+    build::is_one(&kernel, &initrds, &artifacts, &arguments, faults);
     Some(Profile {
         name,
         kernel: shelf
