@@ -7,14 +7,27 @@
 //!
 //! Above this room a platform is a word in a file, below it plain data: nothing else of the house asks which it is.
 
+mod coreos;
+mod course;
+pub mod k3s;
+mod kubeconfig;
+pub mod okd;
+mod report;
 pub mod talos;
 
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use netboot::cluster::Course;
+pub use netboot::cluster::Role;
 use netboot::csr::{Bootstrapper, CsrPolicy};
 use netboot::net::{Hostname, Malformed, Subnet};
+use netboot::spec::Profile;
+use serde_json::Value;
+
+use crate::secret::Secret;
+use crate::{Document, Fault, Subject};
 
 /// What a cluster is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +69,120 @@ impl Platform {
                 serving: true,
             },
             Self::Talos | Self::K3s => CsrPolicy::default(),
+        }
+    }
+
+    /// Whether `version` is written as the platform writes its releases.
+    ///
+    /// # Errors
+    /// How it is written.
+    pub fn release(self, version: &str) -> Result<(), Malformed> {
+        let digits = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
+        let (sound, rule) = match self {
+            Self::Talos => return version.parse::<talos::Version>().map(|_| ()),
+            Self::Okd => (
+                digits(version) && version.contains('.'),
+                "write it as openshift-install does, 4.19.0-okd-scos.1",
+            ),
+            Self::K3s => (
+                version.strip_prefix('v').is_some_and(digits) && version.contains("+k3s"),
+                "write it as the release is tagged, v1.32.0+k3s1",
+            ),
+        };
+        if sound {
+            Ok(())
+        } else {
+            Err(Malformed::new("release", version, rule))
+        }
+    }
+
+    /// What is wrong with a cluster's `platformConfig`; empty where the release is not sound, which is a fault of its own.
+    #[must_use]
+    pub fn judge(self, version: &str, settings: &Value) -> Vec<SettingFault> {
+        let judged = match self {
+            Self::Okd => okd::judge(settings).map(|_| ()),
+            Self::K3s => k3s::judge(settings).map(|_| ()),
+            Self::Talos => match version.parse() {
+                Ok(version) => talos::judge(settings, version).map(|_| ()),
+                Err(_) => Ok(()),
+            },
+        };
+        judged.err().unwrap_or_default()
+    }
+
+    /// Its phases: who may boot when, and what is waited for.
+    #[must_use]
+    pub fn course(self) -> Course {
+        match self {
+            Self::Okd => course::okd(),
+            Self::Talos => course::talos(),
+            Self::K3s => course::k3s(),
+        }
+    }
+
+    /// A cluster's secrets from the vault, where they lie under [`Platform::word`].
+    ///
+    /// # Errors
+    /// Why they can't be used, in words.
+    pub fn unseal(self, bytes: &Secret<Vec<u8>>) -> Result<Secrets, String> {
+        let words = |faults: &[String]| faults.join("; ");
+        match self {
+            Self::Okd => okd::InstallerSet::unseal(bytes)
+                .map(Secrets::Okd)
+                .map_err(|faults| {
+                    words(&faults.iter().map(ToString::to_string).collect::<Vec<_>>())
+                }),
+            Self::Talos => {
+                let text = str::from_utf8(bytes.expose()).map_err(|error| error.to_string())?;
+                let bundle = talos::Bundle::read(text);
+                bundle.map(Secrets::Talos).map_err(|faults| {
+                    words(&faults.iter().map(ToString::to_string).collect::<Vec<_>>())
+                })
+            }
+            Self::K3s => k3s::Secrets::unseal(bytes)
+                .map(Secrets::K3s)
+                .ok_or_else(|| "they are of no version that this program knows".to_owned()),
+        }
+    }
+}
+
+/// What the documents of a cluster's members are made from.
+#[derive(Clone, Debug)]
+pub enum Secrets {
+    /// The set that openshift-install made.
+    Okd(okd::InstallerSet),
+    /// Talos' own secrets bundle.
+    Talos(talos::Bundle),
+    /// Authorities and passwords.
+    K3s(k3s::Secrets),
+}
+
+impl Secrets {
+    /// As the vault keeps them.
+    #[must_use]
+    pub fn seal(&self) -> Secret<Vec<u8>> {
+        match self {
+            Self::Okd(set) => set.seal(),
+            Self::Talos(bundle) => Secret::new(bundle.yaml().expose().clone().into_bytes()),
+            Self::K3s(secrets) => secrets.seal(),
+        }
+    }
+
+    /// What one member reads; `None` for a document that its platform has no use for.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn document(
+        &self,
+        member: &Membership<'_>,
+        profile: &Profile,
+        subject: &Subject<'_>,
+        wanted: Document,
+    ) -> Result<Option<String>, Fault> {
+        match self {
+            Self::Okd(set) => okd::document(member, set, profile, subject, wanted),
+            Self::Talos(bundle) => talos::document(member, bundle, subject, wanted),
+            Self::K3s(secrets) => k3s::document(member, secrets, profile, subject, wanted),
         }
     }
 }
@@ -105,7 +232,7 @@ impl SettingFault {
     #[must_use]
     pub fn new(
         pointer: impl Into<String>,
-        value: &serde_json::Value,
+        value: &Value,
         problem: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
@@ -116,21 +243,6 @@ impl SettingFault {
             remedy: remedy.into(),
         }
     }
-}
-
-/// What a machine is in its cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// The machine this program runs on.
-    Bastion,
-    /// Starts the cluster and leaves.
-    Bootstrap,
-    /// Bears the API and etcd.
-    ControlPlane,
-    /// Bears the load.
-    Worker,
-    /// A worker for the cluster's own load.
-    Infra,
 }
 
 /// One member's place in its cluster: all that a platform may know when it writes the member's document.
@@ -159,7 +271,7 @@ pub struct Membership<'a> {
     /// All control planes in listing order; never empty. The first starts the cluster.
     pub control_planes: &'a [Peer<'a>],
     /// `platformConfig`, judged when the definition was read.
-    pub settings: &'a serde_json::Value,
+    pub settings: &'a Value,
 }
 
 /// Another member, as far as it must be known.

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::bundle::{Bundle, Certified};
+use crate::platform::kubeconfig;
 use crate::secret::Secret;
 
 /// A `talosconfig` with one context, named after the cluster (siderolabs/talos, pkg/machinery/client/config/config.go).
@@ -38,30 +39,8 @@ pub fn talosconfig(
 /// `admin` is a certificate for clients with the organisation `system:masters`, and the bundle's `kubernetes` vouches for it.
 #[must_use]
 pub fn kubeconfig(cluster: &str, api: &str, bundle: &Bundle, admin: &Certified) -> Secret<String> {
-    let user = format!("admin@{cluster}");
-    yaml(&json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{
-            "name": cluster,
-            "cluster": {
-                "server": format!("https://{api}:6443"),
-                "certificate-authority-data": STANDARD.encode(&bundle.kubernetes.certificate),
-            },
-        }],
-        "users": [{
-            "name": user,
-            "user": {
-                "client-certificate-data": STANDARD.encode(&admin.certificate),
-                "client-key-data": STANDARD.encode(admin.key.expose()),
-            },
-        }],
-        "contexts": [{
-            "name": user,
-            "context": { "cluster": cluster, "user": user, "namespace": "default" },
-        }],
-        "current-context": user,
-    }))
+    let authority = &bundle.kubernetes.certificate;
+    kubeconfig::kubeconfig(cluster, api, authority, &admin.certificate, &admin.key)
 }
 
 fn yaml(value: &Value) -> Secret<String> {
