@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod mint;
 pub mod notify;
 pub mod ntp;
+pub mod okd;
 pub mod places;
 pub mod plan;
 pub mod preflight;

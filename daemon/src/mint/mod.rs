@@ -3,6 +3,7 @@
 //!
 //! Certificates begin an hour before they are made: machines' clocks are not quite the bastion's.
 
+pub mod k3s;
 pub mod talos;
 
 use std::time::{Duration, UNIX_EPOCH};
