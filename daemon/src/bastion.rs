@@ -10,11 +10,13 @@ use ::http::StatusCode;
 use netboot::attempt::Fact;
 use netboot::event::{Event, Outcome};
 use netboot::net::{LinkName, Timestamp};
+use netboot::site::Site;
 use netboot::spec::SiteSpec;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Report, Settings};
+use crate::config::clusters::Change;
+use crate::config::{self, Loaded, Report, Settings};
 use crate::controller::{Controller, now};
 use crate::dhcp::{self, Dhcp};
 use crate::dns::command::NamesReport;
@@ -226,6 +228,16 @@ impl Bastion {
 
     async fn load_again(&self, by: &str) -> Result<Reloaded, Problem> {
         let (settings, spec) = self.read_files(by).await?;
+        self.take_whole(settings, spec, by).await
+    }
+
+    /// Makes a site the one in force, and carries out what it wants of the host's network.
+    pub(crate) async fn take_whole(
+        &self,
+        settings: Settings,
+        spec: SiteSpec,
+        by: &str,
+    ) -> Result<Reloaded, Problem> {
         let host = Arc::clone(spec.host());
         if host == *self.controller.snapshot().load().spec().host() {
             return self.take(settings, spec, by).await;
@@ -260,10 +272,11 @@ impl Bastion {
             site: site.unwrap_or_else(|| self.options.site.clone()),
             ..self.options.clone()
         };
-        let (settings, spec) = load(&options).await.map_err(|report| faulty(&report))?;
+        let site = self.controller.snapshot().load();
+        let loaded = load_placed(&options, &site).await;
+        let (settings, spec) = loaded.map_err(|report| faulty(&report))?;
         let host = self.keeper.plan(Arc::clone(spec.host())).await?;
         let settings = plan::settings(&self.settings, &settings);
-        let site = self.controller.snapshot().load();
         Ok(plan::Plan::of(
             &site,
             &Arc::new(spec),
@@ -300,7 +313,7 @@ impl Bastion {
         Ok(last)
     }
 
-    fn person(&self, act: &'static str, by: &str, detail: Option<String>) {
+    pub(crate) fn person(&self, act: &'static str, by: &str, detail: Option<String>) {
         let fact = Fact::Person {
             act: act.into(),
             by: by.to_owned(),
@@ -311,7 +324,8 @@ impl Bastion {
 
     /// Reads the site's files; faults are told by the log and the status too.
     async fn read_files(&self, by: &str) -> Result<(Settings, SiteSpec), Problem> {
-        load(&self.options).await.map_err(|report| {
+        let site = self.controller.snapshot().load();
+        load_placed(&self.options, &site).await.map_err(|report| {
             tracing::error!(%by, "the site is not taken, the one in force stays: {report}");
             let faults = report.faults.iter().take(FAULTS_SHOWN);
             self.files().refused = Some(RefusedSite {
@@ -394,6 +408,23 @@ fn faulty(report: &Report) -> Problem {
         ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, what)
             .with_remedy("mend the files; `reveille check` judges them without the daemon")
     }
+}
+
+/// As [`load`], with groups that can't be filled by what `site` remembers among the faults.
+async fn load_placed(options: &Options, site: &Site) -> Result<(Settings, SiteSpec), Report> {
+    let loaded = load_changed(options, Change::None).await?;
+    if let Err(unplaced) = site.seats_under(&loaded.spec) {
+        loaded.must_place(&unplaced)?;
+    }
+    Ok((loaded.settings, loaded.spec))
+}
+
+/// As [`load`], as if the applied definitions were changed.
+pub(crate) async fn load_changed(options: &Options, change: Change) -> Result<Loaded, Report> {
+    let (site, state) = (options.site.clone(), options.state.clone());
+    tokio::task::spawn_blocking(move || config::load_changed(&site, &state, &change))
+        .await
+        .expect("reading a site does not panic, and nobody aborts it")
 }
 
 pub(crate) async fn load(options: &Options) -> Result<(Settings, SiteSpec), Report> {

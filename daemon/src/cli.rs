@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use images::ArtifactName;
+use netboot::cluster::ClusterName;
 use netboot::net::{Digest, NodeName};
 
 use crate::config::check;
@@ -42,6 +43,9 @@ pub enum Command {
     /// Look at machines, admit them, set them aside
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Make clusters: judge their definitions, put them in force, follow them
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Show what happened: who asked, what was answered, what it rests on
     Events(EventsOptions),
     /// Show the exact answer a machine would get, and the rule that chose it
@@ -115,6 +119,9 @@ pub struct SitePlanOptions {
 /// How `status` is shown.
 #[derive(Debug, Args)]
 pub struct StatusOptions {
+    /// One cluster, its phases and machines
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: Option<ClusterName>,
     /// Show it again whenever it changes, until interrupted
     #[arg(long)]
     pub watch: bool,
@@ -236,6 +243,59 @@ pub enum DnsCommand {
         #[command(flatten)]
         socket: Socket,
     },
+}
+
+/// What can be done about clusters.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Keep a definition and put it in force, with the site's files as a reload would
+    Apply(DefinitionOptions),
+    /// Show what a definition would come to; nothing changes; exit 2 when something would
+    Plan(DefinitionOptions),
+    /// List the clusters
+    List {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Show a cluster's phase, its gates with the latest look at each, and what its machines wait for
+    Status {
+        /// The cluster's name
+        name: ClusterName,
+        /// Show it again whenever it changes, until interrupted
+        #[arg(long)]
+        watch: bool,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Take an applied definition away, free its machines, forget its records and secrets; no disk is written
+    Destroy {
+        /// The cluster's name
+        name: ClusterName,
+        /// The name once more
+        #[arg(long, value_name = "NAME")]
+        confirm: ClusterName,
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+/// A definition, and how it is told what becomes of it.
+#[derive(Debug, Args)]
+pub struct DefinitionOptions {
+    /// One cluster's definition, YAML or JSON; `-` reads standard input
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
 }
 
 /// What can be done about the bastion's own network.

@@ -20,13 +20,14 @@ use tokio::net::UnixStream;
 use crate::cli::{
     EventsOptions, NodeCommand, SimulateOptions, Socket, StateCommand, StatusOptions,
 };
+use crate::clusters::command;
 use crate::config;
 use crate::controller::now;
 use crate::failure::{Exit, Failure, faulty_site, print};
 use crate::http::words::{Consent, Exported, Problem, Reloaded};
 use crate::show::{json, moment, table, table_text};
 use crate::simulate::{self, Stand};
-use crate::status::{NodeDetail, NodeStatus, Progress, Status, Why};
+use crate::status::{Membership, NodeDetail, NodeStatus, Progress, Status, Why};
 use crate::store;
 use crate::tls::SiteCa;
 
@@ -96,6 +97,9 @@ pub fn state(command: StateCommand) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`]
 pub fn status(options: &StatusOptions) -> Result<(), Failure> {
+    if let Some(cluster) = &options.cluster {
+        return command::status(cluster, options.watch, options.json, &options.socket);
+    }
     let mut shown = None;
     loop {
         let status: Status = ask(&options.socket, &Ask::get("/api/v1/status"))?;
@@ -105,11 +109,9 @@ pub fn status(options: &StatusOptions) -> Result<(), Failure> {
             status_text(&status)
         };
         if shown.as_ref() != Some(&text) {
-            // On a terminal the old picture is cleared; in a file the pictures follow each other.
-            let clear = options.watch && !options.json && is_terminal();
             print(&format!(
                 "{}{text}",
-                if clear { "\x1b[H\x1b[2J" } else { "" }
+                clear_screen(options.watch && !options.json)
             ))?;
             shown = Some(text);
         }
@@ -298,6 +300,14 @@ impl<'a> Ask<'a> {
         }
     }
 
+    pub(crate) fn delete(path: &'a str) -> Self {
+        Self {
+            method: Method::DELETE,
+            path,
+            body: Bytes::new(),
+        }
+    }
+
     pub(crate) fn post(path: &'a str, body: &[u8]) -> Self {
         Self {
             method: Method::POST,
@@ -409,9 +419,13 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
     }
 }
 
-fn is_terminal() -> bool {
+/// What clears the old picture, when one follows another on a terminal; in a file they stand below each other.
+pub(crate) fn clear_screen(again: bool) -> &'static str {
     use std::io::IsTerminal;
-    std::io::stdout().is_terminal()
+    match again && std::io::stdout().is_terminal() {
+        true => "\x1b[H\x1b[2J",
+        false => "",
+    }
 }
 
 fn status_text(status: &Status) -> String {
@@ -439,6 +453,9 @@ fn status_text(status: &Status) -> String {
             ]);
         }
         text += &format!("\n{}", table_text(&networks));
+    }
+    if !status.clusters.is_empty() {
+        text += &format!("\n{}", command::list_text(&status.clusters));
     }
     let (waiting, others): (Vec<_>, Vec<_>) =
         status.nodes.iter().partition(|node| node.needs_person);
@@ -470,16 +487,15 @@ fn status_text(status: &Status) -> String {
 }
 
 fn nodes_table(nodes: &[NodeStatus]) -> String {
-    let mut rows = table(&[
-        "name",
-        "state",
-        "next boot",
-        "address",
-        "profile",
-        "waits for",
-    ]);
+    let in_clusters = nodes.iter().any(|node| node.member.is_some());
+    let mut header = vec!["name", "state", "next boot", "address", "profile"];
+    if in_clusters {
+        header.extend(["cluster", "role"]);
+    }
+    header.push("waits for");
+    let mut rows = table(&header);
     for node in nodes {
-        rows.add_row([
+        let mut row = vec![
             node.name.to_string(),
             node.state.clone(),
             node.next_boot.clone(),
@@ -487,8 +503,17 @@ fn nodes_table(nodes: &[NodeStatus]) -> String {
             node.profile
                 .as_ref()
                 .map_or_else(String::new, ToString::to_string),
-            node.waiting(),
-        ]);
+        ];
+        if in_clusters {
+            let said = node
+                .member
+                .as_ref()
+                .map(|m| (m.cluster.to_string(), m.role.clone()));
+            let (cluster, role) = said.unwrap_or_default();
+            row.extend([cluster, role]);
+        }
+        row.push(node.waiting());
+        rows.add_row(row);
     }
     table_text(&rows)
 }
@@ -541,6 +566,18 @@ fn detail_text(detail: &NodeDetail) -> String {
     }
     if let Some(profile) = &status.profile {
         row("profile", profile.to_string());
+    }
+    if let Some(member) = &status.member {
+        let Membership {
+            cluster,
+            group,
+            role,
+            index,
+        } = member;
+        row(
+            "cluster",
+            format!("{cluster}, {role} {index}, group {group}"),
+        );
     }
     let cordoned = if status.cordoned { ", cordoned" } else { "" };
     row("admission", format!("{}{cordoned}", status.admission));

@@ -3,6 +3,7 @@
 pub mod bastion;
 pub mod cli;
 pub mod client;
+pub mod clusters;
 pub mod config;
 pub mod controller;
 pub mod dhcp;

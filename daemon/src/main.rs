@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser};
 use daemon::cli::{CheckOptions, Cli, Command};
 use daemon::config::check;
 use daemon::failure::{Exit, Failure, print};
-use daemon::{client, dns, host, image, plan, preflight, serve};
+use daemon::{client, clusters, dns, host, image, plan, preflight, serve};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -43,6 +43,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Plan(options) => plan::run(&options),
         Command::Status(options) => client::status(&options),
         Command::Node(command) => client::node(command),
+        Command::Cluster(command) => clusters::command::run(command),
         Command::Events(options) => client::events(&options),
         Command::Simulate(options) => client::simulate(&options),
         Command::Dns(command) => dns::command::run(command),

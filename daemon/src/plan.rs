@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::cli::SitePlanOptions;
 use crate::client::{Ask, ask};
+use crate::clusters::plan::say_cluster;
 use crate::config::Settings;
 use crate::failure::{Exit, Failure, print};
 use crate::host::command::obstacles_text;
@@ -39,7 +40,7 @@ pub struct Plan {
 /// One thing that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
-    /// `network`, `profile`, `machine`, `link`, `service` or `daemon`.
+    /// `network`, `profile`, `cluster`, `machine`, `link`, `service` or `daemon`.
     pub kind: Kind,
     /// Its name.
     pub name: String,
@@ -67,6 +68,8 @@ pub enum Kind {
     Network,
     /// A profile.
     Profile,
+    /// A cluster.
+    Cluster,
     /// A machine.
     Machine,
 }
@@ -104,6 +107,7 @@ impl Kind {
             Self::Service => "service",
             Self::Network => "network",
             Self::Profile => "profile",
+            Self::Cluster => "cluster",
             Self::Machine => "machine",
         }
     }
@@ -155,6 +159,7 @@ impl Plan {
         changes.extend(services(site.spec(), spec));
         changes.extend(networks(site.spec(), spec));
         changes.extend(profiles(site, &after));
+        changes.extend(clusters(site.spec(), spec));
         changes.extend(machines(site, &after, now));
         Self {
             sentence: sentence(&changes),
@@ -513,6 +518,19 @@ fn say_profile(profile: &Profile) -> Said {
                 .map_or_else(String::new, |disk| disk.text().to_owned()),
         ),
     ])
+}
+
+fn clusters(before: &SiteSpec, after: &SiteSpec) -> Vec<Difference> {
+    let pairs = paired(before.clusters(), after.clusters(), |cluster| &cluster.name);
+    let changed = pairs
+        .into_iter()
+        .filter(|(_, (before, after))| before != after);
+    changed
+        .filter_map(|(name, (was, becomes))| {
+            let (said, will) = (was.map(say_cluster), becomes.map(say_cluster));
+            difference(Kind::Cluster, name.as_str(), said.as_ref(), will.as_ref())
+        })
+        .collect()
 }
 
 fn machines(before: &Site, after: &Site, now: Timestamp) -> Vec<Difference> {

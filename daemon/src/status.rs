@@ -9,7 +9,8 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use netboot::attempt::{Entry, Fact};
-use netboot::boot::{BootDecision, BootRequest};
+use netboot::boot::{BootDecision, BootRequest, Hold};
+use netboot::cluster::{ClusterName, GroupName};
 use netboot::loader::{Architecture, Client};
 use netboot::net::{MacAddress, NetworkName, NodeName, ProfileName, Timestamp};
 use netboot::node::{Admission, BootState, NodeRecord, NodeSpec, Report};
@@ -17,6 +18,8 @@ use netboot::site::Site;
 use netboot::spec::{Mode, Network};
 use netboot::verdict::{Explanation, Hop};
 use serde::{Deserialize, Serialize};
+
+use crate::clusters::status::ClusterSummary;
 
 /// What the bastion does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +44,9 @@ pub struct Status {
     pub conditions: Vec<Condition>,
     /// The networks served.
     pub networks: Vec<NetworkStatus>,
+    /// The clusters that definitions want.
+    #[serde(default)]
+    pub clusters: Vec<ClusterSummary>,
     /// How many machines are in each state.
     pub counts: BTreeMap<String, usize>,
     /// The machines.
@@ -123,6 +129,9 @@ pub struct NodeStatus {
     /// What it boots.
     #[serde(default)]
     pub profile: Option<ProfileName>,
+    /// Its place in a cluster, if it has one.
+    #[serde(default)]
+    pub member: Option<Membership>,
     /// `listed`, `approved` or `rejected`.
     pub admission: String,
     /// True while it is set aside.
@@ -145,6 +154,19 @@ pub struct Progress {
     pub at: Timestamp,
     /// What, as `events` shows it.
     pub words: String,
+}
+
+/// A machine's place in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Which cluster.
+    pub cluster: ClusterName,
+    /// Which node group.
+    pub group: GroupName,
+    /// `bootstrap`, `control-plane`, `worker` or `infra`.
+    pub role: String,
+    /// Its rank in the role, from 0.
+    pub index: u16,
 }
 
 /// Everything known of one machine.
@@ -354,6 +376,10 @@ impl Status {
                 .networks()
                 .map(|network| NetworkStatus::of(site, network, now))
                 .collect(),
+            clusters: site
+                .clusters()
+                .map(|(spec, state)| ClusterSummary::of(site, spec, state, now))
+                .collect(),
             counts,
             nodes,
             unlisted: site
@@ -394,6 +420,16 @@ impl Status {
                 counted(waiting, "machine")
             ));
         }
+        parts.extend(self.clusters.iter().map(|cluster| {
+            let ClusterSummary {
+                name,
+                phase,
+                ready,
+                machines,
+                ..
+            } = cluster;
+            format!("cluster {name}: {phase} phase, {ready} of {machines} ready")
+        }));
         const ORDER: [BootState; 7] = [
             BootState::Failed,
             BootState::Booting,
@@ -466,6 +502,13 @@ impl NodeStatus {
             chainloads: 0,
         };
         let decision = site.decide(&request, now);
+        let needs_person = match &decision.answer {
+            BootDecision::Hold(Hold::NotItsTurn(_) | Hold::Unclaimed | Hold::Retired(_))
+            | BootDecision::Boot(_)
+            | BootDecision::LocalDisk
+            | BootDecision::Chainload(_) => false,
+            BootDecision::Hold(_) | BootDecision::Refuse(_) => true,
+        };
         let (next_boot, hold) = match &decision.answer {
             BootDecision::Boot(_) => ("boot", None),
             BootDecision::LocalDisk => ("disk", None),
@@ -473,7 +516,6 @@ impl NodeStatus {
             BootDecision::Refuse(refusal) => ("refuse", Some(refusal.to_string())),
             BootDecision::Chainload(_) => ("chainload", None),
         };
-        let needs_person = hold.is_some();
         Self {
             name: node.name.clone(),
             state: record.state.word().to_owned(),
@@ -485,6 +527,12 @@ impl NodeStatus {
             address: link.address,
             network: link.network.clone(),
             profile: site.profile_name(node).cloned(),
+            member: site.member(&node.name).map(|member| Membership {
+                cluster: member.cluster.clone(),
+                group: member.group.clone(),
+                role: member.role.word().to_owned(),
+                index: member.index,
+            }),
             admission: match record.admission {
                 Admission::Listed => "listed",
                 Admission::Approved => "approved",

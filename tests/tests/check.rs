@@ -48,7 +48,7 @@ fn golden(path: &Path, text: &str) {
 fn the_sample_site_is_clean() {
     let state = state(&ARTIFACTS);
     let verdict = checked(&site(), state.path(), &[]);
-    let clean = "site lab: 3 networks, 4 machines, 4 profiles, no faults\n";
+    let clean = "site lab: 3 networks, 5 machines, 5 profiles, 1 cluster, no faults\n";
     assert_eq!(verdict, (Some(0), clean.to_owned()));
 }
 

@@ -180,6 +180,7 @@ fn no_mutation_of_a_site_takes_the_daemon_down() {
     let files = [
         "site.yaml",
         "machines.yaml",
+        "clusters/lab.yaml",
         "profiles/coreos.yaml",
         "profiles/debian.yaml",
         "profiles/debian/user-data",

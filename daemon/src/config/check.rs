@@ -9,8 +9,9 @@ use schemars::Schema;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::clusters::Change;
 use super::file;
-use super::{Fault, load};
+use super::{Fault, Loaded, load_changed};
 
 /// Exit codes of the contract: clean, and bad configuration.
 const CLEAN: u8 = 0;
@@ -25,11 +26,13 @@ pub enum Kind {
     Machines,
     /// `profiles/*.yaml`
     Profile,
+    /// `clusters/*.yaml` and `clusters/*.json`
+    Cluster,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Site, Self::Machines, Self::Profile];
+    pub const ALL: [Self; 4] = [Self::Site, Self::Machines, Self::Profile, Self::Cluster];
 
     /// Its word on the command line and in file names.
     #[must_use]
@@ -38,6 +41,7 @@ impl Kind {
             Self::Site => "site",
             Self::Machines => "machines",
             Self::Profile => "profile",
+            Self::Cluster => "cluster",
         }
     }
 }
@@ -47,6 +51,7 @@ impl Kind {
 struct Verdict<'a> {
     clean: bool,
     faults: &'a [Fault],
+    warnings: &'a [Fault],
     more: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     site: Option<Size<'a>>,
@@ -58,6 +63,7 @@ struct Size<'a> {
     networks: usize,
     machines: usize,
     profiles: usize,
+    clusters: usize,
 }
 
 /// Judges the site and writes the verdict; returns the exit code.
@@ -65,52 +71,64 @@ struct Size<'a> {
 /// # Errors
 /// The verdict could not be written.
 pub fn run(site: &Path, state: &Path, json: bool, out: &mut impl Write) -> io::Result<u8> {
-    let loaded = load(site, state);
-    let size = loaded.as_ref().ok().map(|(settings, spec)| Size {
-        name: &settings.site,
-        networks: spec.networks().count(),
-        machines: spec.node_count(),
-        profiles: spec.profiles().count(),
-    });
+    let loaded = load_changed(site, state, &Change::None);
+    let loaded = loaded.and_then(|loaded| loaded.must_place_afresh().map(|()| loaded));
     let code = if loaded.is_ok() { CLEAN } else { FAULTY };
     if json {
-        let (faults, more) = match &loaded {
-            Ok(_) => (&[][..], 0),
-            Err(report) => (&report.faults[..], report.more),
+        let (faults, warnings, more) = match &loaded {
+            Ok(loaded) => (&[][..], &loaded.warnings[..], 0),
+            Err(report) => (&report.faults[..], &[][..], report.more),
         };
         let verdict = Verdict {
             clean: loaded.is_ok(),
             faults,
+            warnings,
             more,
-            site: size,
+            site: loaded.as_ref().ok().map(Size::of),
         };
         serde_json::to_writer_pretty(&mut *out, &verdict)?;
         writeln!(out)?;
         return Ok(code);
     }
-    match (&loaded, size) {
-        (Err(report), _) => writeln!(out, "{report}")?,
-        (Ok(_), size) => {
-            if let Some(Size {
-                name,
-                networks,
-                machines,
-                profiles,
-            }) = size
-            {
-                let (networks, machines, profiles) = (
-                    counted(networks, "network"),
-                    counted(machines, "machine"),
-                    counted(profiles, "profile"),
-                );
-                writeln!(
-                    out,
-                    "site {name}: {networks}, {machines}, {profiles}, no faults"
-                )?;
+    match &loaded {
+        Err(report) => writeln!(out, "{report}")?,
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                writeln!(out, "warning: {warning}")?;
             }
+            writeln!(out, "{}", Size::of(loaded).told(loaded.warnings.len()))?;
         }
     }
     Ok(code)
+}
+
+impl<'a> Size<'a> {
+    fn of(loaded: &'a Loaded) -> Self {
+        let Loaded { settings, spec, .. } = loaded;
+        Self {
+            name: &settings.site,
+            networks: spec.networks().count(),
+            machines: spec.node_count(),
+            profiles: spec.profiles().count(),
+            clusters: spec.clusters().count(),
+        }
+    }
+
+    fn told(&self, warnings: usize) -> String {
+        let mut parts = vec![
+            counted(self.networks, "network"),
+            counted(self.machines, "machine"),
+            counted(self.profiles, "profile"),
+        ];
+        if self.clusters > 0 {
+            parts.push(counted(self.clusters, "cluster"));
+        }
+        parts.push("no faults".to_owned());
+        if warnings > 0 {
+            parts.push(counted(warnings, "warning"));
+        }
+        format!("site {}: {}", self.name, parts.join(", "))
+    }
 }
 
 /// The JSON schema of one kind of file, with a line feed at its end.
@@ -120,6 +138,7 @@ pub fn schema(kind: Kind) -> String {
         Kind::Site => schemars::schema_for!(file::Site),
         Kind::Machines => schemars::schema_for!(file::Machines),
         Kind::Profile => schemars::schema_for!(file::Profile),
+        Kind::Cluster => schemars::schema_for!(file::Cluster),
     };
     let text = serde_json::to_string_pretty(&sorted(schema.as_value()));
     text.expect("a schema is JSON") + "\n"

@@ -57,6 +57,7 @@ struct Gathered {
     files: Vec<PathBuf>,
     found: Vec<(Place, Fault)>,
     more: usize,
+    warnings: Vec<(Place, Fault)>,
 }
 
 impl Faults {
@@ -86,21 +87,29 @@ impl Faults {
             gathered.more += 1;
             return;
         }
-        let file = usize::try_from(place.file)
-            .ok()
-            .and_then(|index| gathered.files.get(index))
-            .cloned()
-            .unwrap_or_default();
-        let fault = Fault {
-            file,
-            line: place.line,
-            column: place.column,
-            key: shortened(key),
-            value: shortened(value),
-            problem: problem.into(),
-            remedy: remedy.into(),
-        };
+        let fault = gathered.fault(place, key, value, problem.into(), remedy.into());
         gathered.found.push((place, fault));
+    }
+
+    /// Adds what a person had better know of a site that is good all the same.
+    pub(super) fn warn(&self, place: Place, key: &str, value: &str, problem: &str, remedy: &str) {
+        let mut gathered = self.0.borrow_mut();
+        if gathered.warnings.len() < KEPT_MAX {
+            let warning = gathered.fault(place, key, value, problem.to_owned(), remedy.to_owned());
+            gathered.warnings.push((place, warning));
+        }
+    }
+
+    /// The file of a place.
+    pub(super) fn file(&self, place: Place) -> PathBuf {
+        self.0.borrow().file(place)
+    }
+
+    /// The warnings in file order.
+    pub(super) fn warnings(&self) -> Vec<Fault> {
+        let mut warnings = self.0.borrow().warnings.clone();
+        warnings.sort_by_key(|(place, _)| *place);
+        warnings.into_iter().map(|(_, warning)| warning).collect()
     }
 
     /// Adds the refusal of a value by the type it was meant for.
@@ -128,12 +137,8 @@ impl Faults {
 
     /// `machines.yaml:12:5`, for a fault that points at another place too.
     pub(super) fn say(&self, place: Place) -> String {
-        let gathered = self.0.borrow();
-        let file = usize::try_from(place.file)
-            .ok()
-            .and_then(|index| gathered.files.get(index))
-            .and_then(|path| path.file_name());
-        let file = file.unwrap_or_default().to_string_lossy();
+        let file = self.file(place);
+        let file = file.file_name().unwrap_or_default().to_string_lossy();
         format!("{file}:{}:{}", place.line, place.column)
     }
 
@@ -149,6 +154,33 @@ impl Faults {
         found.dedup_by(|(_, one), (_, other)| one == other);
         let faults = found.into_iter().map(|(_, fault)| fault).collect();
         Some(Report { faults, more })
+    }
+}
+
+impl Gathered {
+    fn file(&self, place: Place) -> PathBuf {
+        let index = usize::try_from(place.file).ok();
+        let file = index.and_then(|index| self.files.get(index));
+        file.cloned().unwrap_or_default()
+    }
+
+    fn fault(
+        &self,
+        place: Place,
+        key: &str,
+        value: &str,
+        problem: String,
+        remedy: String,
+    ) -> Fault {
+        Fault {
+            file: self.file(place),
+            line: place.line,
+            column: place.column,
+            key: shortened(key),
+            value: shortened(value),
+            problem,
+            remedy,
+        }
     }
 }
 
@@ -198,6 +230,7 @@ pub(super) fn suggestion<'a>(word: &str, candidates: impl IntoIterator<Item = &'
     let candidates: Vec<&str> = candidates.into_iter().collect();
     match netboot::net::nearest(word, candidates.iter().copied()) {
         Some(near) => format!("did you mean {near}?"),
+        None if candidates.is_empty() => "remove it".to_owned(),
         None if candidates.len() <= 30 => format!("choose one of: {}", candidates.join(", ")),
         None => format!("choose one of the {} there are", candidates.len()),
     }

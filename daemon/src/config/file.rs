@@ -3,6 +3,7 @@
 //!
 //! A field without `#[serde(default)]` is a key that must be there.
 
+mod clusters;
 mod links;
 
 use std::fmt;
@@ -12,6 +13,10 @@ use serde::Deserialize;
 use serde::de::{self, Visitor};
 
 use super::read::{Given, Table, WORD_OR_OTHER};
+pub(super) use clusters::{
+    AntiAffinity, Boot, BootMethod, Cluster, ClusterNetwork, ClusterType, Lifecycle, NodeGroup,
+    Placement, Role, Service, ServiceType,
+};
 pub(super) use links::{
     Bond, Bridge, Host, HostLink, HostRoute, Link, LinkPolicy, Links, Masquerade, ReversePath, Vlan,
 };

@@ -170,7 +170,7 @@ impl Written<Box<file::Machine>> {
 }
 
 /// Values by name: the templates' variables, or the labels that clusters choose by.
-fn texts(
+pub(super) fn texts(
     field: &'static str,
     given: &Given<Table<file::Text>>,
     faults: &Faults,

@@ -2,19 +2,22 @@
 //!
 //! ```text
 //! source  bytes of a file      yaml   text to a tree with places
-//! read    tree to file types   judge  words to the core's types, in networks, links, machines, profiles
+//! read    tree to file types   judge  words to the core's types, in networks, links, machines, profiles, clusters
 //! SiteSpec::new                what contradicts between the parts
 //! rehearsal                    what the templates make of the machines
 //! ```
 //!
-//! Reads the site directory and the depot's listing, and writes nothing. A part that is faulty is left out
+//! Reads the site directory, the applied definitions and the depot's listing, and writes nothing. A part that is faulty is left out
 //! where its neighbours are compared, so that one slip is one fault.
 
 mod build;
 pub mod check;
+pub mod clusters;
 mod dns;
 mod fault;
 mod file;
+mod free;
+mod groups;
 mod host;
 mod judge;
 mod links;
@@ -26,10 +29,11 @@ mod read;
 mod source;
 mod yaml;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
+use netboot::cluster::{Before, ClusterName, PlacementFault, Seats, place};
 use netboot::link::{Link, LinkKind};
 use netboot::net::{LinkName, VlanId};
 use netboot::node::NodeSpec;
@@ -37,6 +41,7 @@ use netboot::spec::{Item, Mode, NODES_MAX, SiteParts, SiteSpec, SpecFault};
 
 use crate::http::Ports;
 
+use clusters::{Beside, Change, Clusters, Definition, Part};
 pub use fault::{Fault, Report};
 use fault::{Faults, Place};
 use host::HostFile;
@@ -106,13 +111,76 @@ impl Default for Settings {
     }
 }
 
-/// Loads the site in `site`; artefacts are looked up in the depot below `state`.
+/// A site that was read.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What it says of the daemon itself.
+    pub settings: Settings,
+    /// Everything else.
+    pub spec: SiteSpec,
+    /// What people had better know of it.
+    pub warnings: Vec<Fault>,
+    /// Where its clusters come from.
+    pub definitions: BTreeMap<ClusterName, Definition>,
+    /// Why its clusters can't be filled by a bastion that has seen nothing yet.
+    unplaced: Vec<PlacementFault>,
+}
+
+impl Loaded {
+    /// Groups that can't be filled, as faults of their definitions.
+    ///
+    /// # Errors
+    /// The faults, if there are any.
+    pub fn must_place(&self, unplaced: &[PlacementFault]) -> Result<(), Report> {
+        if unplaced.is_empty() {
+            return Ok(());
+        }
+        let fault = |unplaced: &PlacementFault| {
+            let definition = self.definitions.get(&unplaced.cluster);
+            let place = definition.and_then(|definition| definition.groups.get(&unplaced.group));
+            let place = place.copied().unwrap_or_default();
+            Fault {
+                file: definition
+                    .map_or_else(Default::default, |definition| definition.file.clone()),
+                line: place.line,
+                column: place.column,
+                key: "group".to_owned(),
+                value: unplaced.group.to_string(),
+                problem: unplaced.problem.clone(),
+                remedy: unplaced.remedy.clone(),
+            }
+        };
+        Err(Report {
+            faults: unplaced.iter().map(fault).collect(),
+            more: 0,
+        })
+    }
+
+    /// The same by a bastion that has seen nothing yet.
+    ///
+    /// # Errors
+    /// The faults, if there are any.
+    pub fn must_place_afresh(&self) -> Result<(), Report> {
+        self.must_place(&self.unplaced)
+    }
+}
+
+/// Loads the site in `site`; artefacts are looked up in the depot below `state`, and applied definitions there too.
 ///
 /// # Errors
 /// Every fault that was found, in file order.
 pub fn load(site: &Path, state: &Path) -> Result<(Settings, SiteSpec), Report> {
+    let loaded = load_changed(site, state, &Change::None)?;
+    Ok((loaded.settings, loaded.spec))
+}
+
+/// Loads the site as it would be after a change of the applied definitions.
+///
+/// # Errors
+/// Every fault that was found, in file order.
+pub fn load_changed(site: &Path, state: &Path, change: &Change) -> Result<Loaded, Report> {
     let faults = Faults::default();
-    let loaded = gather(site, state, &faults);
+    let loaded = gather(site, state, change, &faults);
     match (faults.into_report(), loaded) {
         (None, Some(loaded)) => Ok(loaded),
         (Some(report), _) => Err(report),
@@ -120,11 +188,21 @@ pub fn load(site: &Path, state: &Path) -> Result<(Settings, SiteSpec), Report> {
     }
 }
 
-fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteSpec)> {
+fn gather(root: &Path, state: &Path, change: &Change, faults: &Faults) -> Option<Loaded> {
     let mut source = Source::new(root, faults);
     let site = site_file(&mut source, faults);
     let profiles = profiles::read(&mut source, &state.join("depot"), faults);
     let (nodes, machines) = inventory(&mut source, &site, faults);
+    let names: BTreeSet<_> = profiles
+        .profiles
+        .iter()
+        .map(|profile| profile.name.clone())
+        .collect();
+    let beside = Beside {
+        site: &site,
+        profiles: &names,
+    };
+    let clusters = clusters::read(&mut source, state, change, &beside, faults);
     source.strays();
     let SiteFile {
         settings,
@@ -140,7 +218,7 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
         networks,
         nodes,
         profiles: profiles.profiles.clone(),
-        clusters: Vec::new(),
+        clusters: clusters.clusters.clone(),
         admission,
         host: host.spec.clone(),
         dns,
@@ -148,11 +226,18 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
     };
     match SiteSpec::new(parts) {
         Ok(spec) => {
+            let seats = place(&spec, &Before::default());
             // Templates are rehearsed only on a site that holds together: the rest would be noise.
             if faults.count() == 0 {
-                rehearse(&spec, &profiles, faults);
+                rehearse(&spec, seats.as_ref().ok(), &profiles, faults);
             }
-            (faults.count() == 0).then_some((settings, spec))
+            (faults.count() == 0).then(|| Loaded {
+                settings,
+                spec,
+                warnings: faults.warnings(),
+                definitions: clusters.definitions(faults),
+                unplaced: seats.err().unwrap_or_default(),
+            })
         }
         Err(found) => {
             let places = Places {
@@ -160,6 +245,7 @@ fn gather(root: &Path, state: &Path, faults: &Faults) -> Option<(Settings, SiteS
                 host: &host,
                 machines: &machines,
                 profiles: &profiles,
+                clusters: &clusters,
             };
             for contradiction in found {
                 places.report(contradiction, faults);
@@ -226,6 +312,7 @@ struct Places<'a> {
     host: &'a HostFile,
     machines: &'a [Written<Box<file::Machine>>],
     profiles: &'a Profiles,
+    clusters: &'a Clusters,
 }
 
 impl Places<'_> {
@@ -250,7 +337,15 @@ impl Places<'_> {
         let place = match item {
             Item::Network(index) => self.networks.get(index).map(|w| w.place_of(field)),
             Item::Node(index) => self.machines.get(index).map(|w| w.place_of(field, value)),
-            Item::Cluster(_) | Item::Group(..) | Item::Service(..) => None,
+            Item::Cluster(index) => self.clusters.place_of(index, None, field, value),
+            Item::Group(index, group) => {
+                let part = Some(Part::Group(group));
+                self.clusters.place_of(index, part, field, value)
+            }
+            Item::Service(index, service) => {
+                let part = Some(Part::Service(service));
+                self.clusters.place_of(index, part, field, value)
+            }
             Item::Profile(index) => self.profiles.written.get(index).map(|w| w.place),
             Item::Link(index) => self.host.link_place(index, field, value),
             Item::Host => self.host.host_place(field, value),
@@ -269,10 +364,14 @@ fn shape(link: &Link) -> (&LinkName, Option<VlanId>) {
 }
 
 /// Renders each profile for one machine of each kind that its templates could tell apart by more than values.
-fn rehearse(spec: &SiteSpec, profiles: &Profiles, faults: &Faults) {
+fn rehearse(spec: &SiteSpec, seats: Option<&Seats>, profiles: &Profiles, faults: &Faults) {
+    let of_group = |node: &NodeSpec| {
+        let (cluster, seat) = seats?.get(&node.name)?;
+        Some(&spec.cluster(cluster)?.group(&seat.group)?.profile)
+    };
     let mut kinds = BTreeMap::new();
     for node in spec.nodes() {
-        let Some(profile) = &node.profile else {
+        let Some(profile) = node.profile.as_ref().or_else(|| of_group(node)) else {
             continue;
         };
         let kind = (

@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::{StrDeserializer, U32Deserializer};
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
+use serde_json::Value;
 
 use super::fault::{Faults, Place, suggestion};
 use super::yaml::{Body, Key, Node};
@@ -141,6 +142,15 @@ impl<'de> Deserializer<'de> for Reader<'de> {
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
         match &self.node.body {
             Body::Null => visitor.visit_unit(),
+            Body::Scalar(text) if self.node.plain => match typed(text) {
+                Some(Value::Bool(truth)) => visitor.visit_bool(truth),
+                Some(Value::Number(number)) => match (number.as_u64(), number.as_i64()) {
+                    (Some(number), _) => visitor.visit_u64(number),
+                    (None, Some(number)) => visitor.visit_i64(number),
+                    (None, None) => visitor.visit_f64(number.as_f64().unwrap_or_default()),
+                },
+                _ => visitor.visit_str(text),
+            },
             Body::Scalar(text) => visitor.visit_str(text),
             Body::List(_) => self.deserialize_seq(visitor),
             Body::Map(_) => self.deserialize_map(visitor),
@@ -265,6 +275,13 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         i8 i16 i32 i64 i128 u8 u64 u128 f32 f64 char bytes byte_buf unit unit_struct
         tuple tuple_struct identifier ignored_any
     }
+}
+
+/// The number or truth value that an unquoted word is, as JSON spells them.
+fn typed(text: &str) -> Option<Value> {
+    serde_json::from_str(text)
+        .ok()
+        .filter(|value| matches!(value, Value::Bool(_) | Value::Number(_)))
 }
 
 /// A value behind its place, as a sequence of four.

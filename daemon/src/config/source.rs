@@ -1,4 +1,4 @@
-//! The site directory: which files belong to a site, and reading them without trusting them. Sizes are bounded,
+//! The site directory, and the definitions that the daemon keeps beside it: which files belong to a site, and reading them without trusting them. Sizes are bounded,
 //! pipes and devices are not waited for, and a document that a profile names must lie inside the directory.
 
 use std::fs::{self, File, OpenOptions};
@@ -51,7 +51,7 @@ impl<'f> Source<'f> {
     /// `machines.yaml` and `machines.d/*.yaml`, those that are there, one after the other.
     pub(super) fn inventory(&mut self, mut each: impl FnMut(Text)) {
         let single = self.root.join("machines.yaml");
-        let mut files = self.directory("machines.d");
+        let mut files = self.directory(&self.root.join("machines.d"), &["yaml"]);
         if fs::symlink_metadata(&single).is_ok() {
             files.insert(0, single);
         }
@@ -64,7 +64,17 @@ impl<'f> Source<'f> {
 
     /// `profiles/*.yaml`.
     pub(super) fn profiles(&mut self) -> Vec<Text> {
-        let files = self.directory("profiles");
+        let files = self.directory(&self.root.join("profiles"), &["yaml"]);
+        files
+            .iter()
+            .filter_map(|path| self.read(path, FILE_BYTES_MAX))
+            .collect()
+    }
+
+    /// `clusters/*.yaml` and `clusters/*.json` of the site, or those of another directory.
+    pub(super) fn definitions(&mut self, elsewhere: Option<&Path>) -> Vec<Text> {
+        let own = self.root.join("clusters");
+        let files = self.directory(elsewhere.unwrap_or(&own), &["json", "yaml"]);
         files
             .iter()
             .filter_map(|path| self.read(path, FILE_BYTES_MAX))
@@ -127,7 +137,7 @@ impl<'f> Source<'f> {
                 let file = self.faults.open(&self.root.join(&name));
                 let near = netboot::net::nearest(&name, READ);
                 let remedy = near.map_or(
-                    "a site is site.yaml, machines.yaml, machines.d and profiles; move this file away"
+                    "a site is site.yaml, machines.yaml, machines.d, profiles and clusters; move this file away"
                         .to_owned(),
                     |near| format!("did you mean {near}?"),
                 );
@@ -137,14 +147,14 @@ impl<'f> Source<'f> {
         }
     }
 
-    /// The `.yaml` files of a directory in order; none when it isn't there.
-    fn directory(&self, name: &str) -> Vec<PathBuf> {
-        let directory = self.root.join(name);
+    /// The files of a directory with one of the suffixes, in order; none when it isn't there.
+    fn directory(&self, directory: &Path, suffixes: &[&str]) -> Vec<PathBuf> {
         let mut files = Vec::new();
-        for name in self.names(&directory) {
+        for name in self.names(directory) {
             let path = directory.join(&name);
             match path.extension().and_then(|suffix| suffix.to_str()) {
-                Some("yaml") if !name.starts_with('.') => files.push(path),
+                _ if name.starts_with('.') => {}
+                Some(suffix) if suffixes.contains(&suffix) => files.push(path),
                 Some("yml") => {
                     let file = self.faults.open(&path);
                     self.faults.add(
@@ -160,7 +170,7 @@ impl<'f> Source<'f> {
         }
         files.sort();
         if files.len() > FILES_MAX {
-            let file = self.faults.open(&directory);
+            let file = self.faults.open(directory);
             self.faults.add(
                 file,
                 "",

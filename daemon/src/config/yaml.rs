@@ -22,6 +22,8 @@ const DEPTH_MAX: usize = 32;
 pub(super) struct Node<'i> {
     pub(super) place: Place,
     pub(super) body: Body<'i>,
+    /// Written without quotes, so that it may be a number or a truth value.
+    pub(super) plain: bool,
     /// Nodes in it, itself included.
     weight: u32,
 }
@@ -137,6 +139,7 @@ impl<'i> Tree<'i> {
                 ..self.file
             },
             body: Body::Null,
+            plain: true,
             weight: 1,
         }))
     }
@@ -144,10 +147,11 @@ impl<'i> Tree<'i> {
     fn node(&mut self, (event, span): Next<'i>) -> Result<Node<'i>, Stop> {
         let place = self.place(span.start);
         self.weigh(1, span)?;
+        let mut plain = false;
         let (body, anchor, tag) = match event {
             Event::Scalar(text, style, anchor, tag) => {
-                let null = style == ScalarStyle::Plain
-                    && matches!(&*text, "" | "~" | "null" | "Null" | "NULL");
+                plain = style == ScalarStyle::Plain;
+                let null = plain && matches!(&*text, "" | "~" | "null" | "Null" | "NULL");
                 let body = if null { Body::Null } else { Body::Scalar(text) };
                 (body, anchor, tag)
             }
@@ -181,6 +185,7 @@ impl<'i> Tree<'i> {
         let node = Node {
             place,
             body,
+            plain,
             weight,
         };
         if anchor != 0 {

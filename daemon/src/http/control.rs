@@ -31,8 +31,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::events;
 use super::words::{Consent, Exported, Problem, Reloaded};
+use super::{clusters, events};
 use crate::bastion::Bastion;
 use crate::controller::now;
 use crate::dns::command::NamesReport;
@@ -102,6 +102,7 @@ pub fn api(bastion: Arc<Bastion>) -> Router {
         .route("/api/v1/host/confirm", post(host_confirm))
         .route("/api/v1/state/accept", post(accept_state))
         .route("/api/v1/state/export", post(export_state))
+        .merge(clusters::routes())
         .fallback(|| async {
             Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path")
                 .with_remedy("the README lists the paths under /api/v1")

@@ -14,6 +14,7 @@
 
 mod artifact;
 pub(crate) mod boot;
+pub mod clusters;
 mod connection;
 pub mod control;
 pub mod events;

@@ -120,6 +120,29 @@ impl Platform {
         }
     }
 
+    /// Pod addresses where the definition gives none: the project's own default.
+    #[must_use]
+    pub fn default_pods(self) -> Subnet {
+        subnet(match self {
+            // openshift/installer, pkg/types/defaults/installconfig.go, defaultClusterNetwork
+            Self::Okd => "10.128.0.0/14",
+            // siderolabs/talos, pkg/machinery/constants, DefaultIPv4PodNet
+            Self::Talos => "10.244.0.0/16",
+            // k3s-io/docs, docs/cli/server.md, `--cluster-cidr`
+            Self::K3s => "10.42.0.0/16",
+        })
+    }
+
+    /// Service addresses where the definition gives none; sources as above.
+    #[must_use]
+    pub fn default_services(self) -> Subnet {
+        subnet(match self {
+            Self::Okd => "172.30.0.0/16",
+            Self::Talos => "10.96.0.0/12",
+            Self::K3s => "10.43.0.0/16",
+        })
+    }
+
     /// A cluster's secrets from the vault, where they lie under [`Platform::word`].
     ///
     /// # Errors
@@ -144,6 +167,10 @@ impl Platform {
                 .ok_or_else(|| "they are of no version that this program knows".to_owned()),
         }
     }
+}
+
+fn subnet(text: &str) -> Subnet {
+    text.parse().expect("the networks above are sound")
 }
 
 /// What the documents of a cluster's members are made from.
