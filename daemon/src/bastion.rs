@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ::http::StatusCode;
 use netboot::attempt::Fact;
 use netboot::event::{Event, Outcome};
-use netboot::net::{LinkName, Timestamp};
+use netboot::net::{LinkName, NodeName, Timestamp};
+use netboot::node::NodeRecord;
 use netboot::site::Site;
 use netboot::spec::SiteSpec;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::clusters::keyring::Keyring;
 use crate::config::clusters::Change;
 use crate::config::{self, Loaded, Report, Settings};
 use crate::controller::{Controller, now};
@@ -49,6 +51,8 @@ pub struct Bastion {
     pub health: Health,
     /// The secrets at rest.
     pub vault: Arc<Vault>,
+    /// What is in use of it.
+    pub keyring: Arc<Keyring>,
     pub(crate) keeper: Keeper,
     pub(crate) servers: Servers,
     pub(crate) links: watch::Receiver<Arc<Links>>,
@@ -211,6 +215,32 @@ impl Bastion {
             } else {
                 self.health.ill(subject, faults.join("; "));
             }
+        }
+        self.gather_alarms();
+    }
+
+    /// The machines whose config with secrets was asked for though it was spent.
+    fn gather_alarms(&self) {
+        const SUBJECT: &str = "config of ";
+        let site = self.controller.snapshot().load();
+        let asked_again = |record: &NodeRecord| {
+            let attempt = record.attempt.as_ref();
+            attempt.is_some_and(|attempt| attempt.deliveries.asked_again.is_some())
+        };
+        let alarmed: Vec<&NodeName> = site
+            .records()
+            .filter(|(_, record)| asked_again(record))
+            .map(|(node, _)| node)
+            .collect();
+        self.health.retain(|subject| {
+            let node = subject.strip_prefix(SUBJECT);
+            node.is_none_or(|node| alarmed.iter().any(|alarmed| alarmed.as_str() == node))
+        });
+        for node in alarmed {
+            let what = format!(
+                "its secrets were asked for again after they left; see `reveille node why {node}`"
+            );
+            self.health.ill(&format!("{SUBJECT}{node}"), what);
         }
     }
 

@@ -283,6 +283,23 @@ pub enum ClusterCommand {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Hand out the file that kubectl uses; the ledger notes who asked
+    Kubeconfig(HandOutOptions),
+    /// Hand out the file that talosctl uses; the ledger notes who asked
+    Talosconfig(HandOutOptions),
+}
+
+/// Of which cluster something is handed out, and where to.
+#[derive(Debug, Args)]
+pub struct HandOutOptions {
+    /// The cluster
+    #[arg(value_name = "NAME")]
+    pub name: ClusterName,
+    /// Write it to this new file, readable by you alone, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub socket: Socket,
 }
 
 /// A definition, and how it is told what becomes of it.

@@ -9,6 +9,7 @@ pub mod controller;
 pub mod dhcp;
 pub mod dns;
 pub mod failure;
+pub mod handout;
 pub mod host;
 pub mod http;
 pub mod image;

@@ -21,6 +21,8 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::bastion::{Bastion, Servers, load};
+use crate::clusters::conductor::Conductor;
+use crate::clusters::keyring::Keyring;
 use crate::config::Settings;
 use crate::controller::{Controller, NotWritten, now};
 use crate::dhcp::{self};
@@ -28,8 +30,8 @@ use crate::failure::{Exit, Failure, faulty_site};
 use crate::host::Journal;
 use crate::host::keeper::Keeper;
 use crate::host::kernel::Failed;
-use crate::http::control;
 use crate::http::{self, web};
+use crate::http::{control, handout};
 use crate::ledger::Ledger;
 use crate::link::{self, Links};
 use crate::loaders::{self};
@@ -83,6 +85,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
     let host = Arc::clone(spec.host());
     let (site, store) = remember(&options, spec).await?;
     let vault = open_vault(&options, &health)?;
+    let keyring = Arc::new(Keyring::new(Arc::clone(&vault)));
     let (controller, controller_ended) = Controller::start(site, commits(store, health.clone()));
     seat(&controller).await?;
     let (ledger, entries) = Ledger::channel();
@@ -96,8 +99,15 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         .map_err(|error| Failure::of(Exit::Failed, "following the host's links", error.as_ref()))?;
 
     let ca_pem = ca.pem().to_owned();
-    let (servers, followers) =
-        start_servers(&settings, depot, ca, &controller, &ledger, links.clone())?;
+    let (servers, followers) = start_servers(
+        &settings,
+        depot,
+        ca,
+        &keyring,
+        &controller,
+        &ledger,
+        links.clone(),
+    )?;
     let files = SiteFiles {
         directory: options.site.display().to_string(),
         loaded: started,
@@ -109,6 +119,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         health,
         keeper,
         vault,
+        keyring,
         servers,
         links,
         ca_pem,
@@ -120,7 +131,12 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         preflights: tokio::sync::Mutex::default(),
         stop: stop.clone(),
     });
+    let conductor = Conductor::new(&bastion);
     let mut tasks = JoinSet::new();
+    tasks.spawn(named(
+        "the clusters' conductor",
+        conductor.run(stop.clone()),
+    ));
     let keeping = keeping.run(stop.clone());
     tasks.spawn(named("the keeper of the host's network", keeping));
     for (name, follower) in followers {
@@ -241,6 +257,7 @@ fn start_servers(
     settings: &Settings,
     depot: Depot,
     ca: SiteCa,
+    keyring: &Arc<Keyring>,
     controller: &Controller,
     ledger: &Ledger,
     links: watch::Receiver<Arc<Links>>,
@@ -258,6 +275,8 @@ fn start_servers(
         ledger: ledger(),
         ca: Arc::new(ca),
         ports: settings.ports(),
+        keyring: Arc::clone(keyring),
+        flow_key: keyring.vault().derive("device flow"),
         limits: http::Limits::default(),
     };
     let tftp = loaders::Parts {
@@ -338,7 +357,7 @@ async fn start_tasks(
         group, read_group, ..
     } = &bastion.settings;
     let groups = control::Groups::look_up(group, read_group.as_deref());
-    let api = control::api(shared());
+    let api = control::api(shared()).merge(handout::routes(shared()));
     tasks.spawn(named(
         "the control socket",
         control::run(listener, api, groups, until()),

@@ -1,5 +1,5 @@
 //! The one room with `unsafe`: batches of datagrams, a link-layer socket address, a neighbour, a peer's groups, the
-//! clock's state.
+//! clock's state, what of a stream arrived.
 //!
 //! Nothing here decides anything. Each block says why it is sound; what it offers is safe to call
 //! with any arguments. The batches exist because one system call a packet costs more than all of
@@ -399,6 +399,20 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
         }
         groups.resize(GROUPS_MAX, 0);
     }
+}
+
+/// How many bytes of those written to a TCP socket its peer has not acknowledged yet (tcp(7), `SIOCOUTQ`).
+///
+/// # Errors
+/// What the kernel answered: `EINVAL` for a listening socket.
+pub fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the request, by its other name, writes one int, and `count` outlives the call.
+    let answer = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(count).map_err(io::Error::other)
 }
 
 /// The Ethernet address that the kernel's neighbour table has for an address of a link, in the network namespace of

@@ -27,6 +27,7 @@ use age::x25519::Identity;
 use age::{DecryptError, Decryptor};
 use ignition::secret::Secret;
 use netboot::net::Name;
+use sha2::{Digest as _, Sha256};
 
 /// The credential's name, as in `LoadCredentialEncrypted=vault:…`.
 const CREDENTIAL: &str = "vault";
@@ -36,6 +37,10 @@ const KEY: &str = "vault.key";
 const SEALED: &str = "age";
 /// What a file is called before it is whole.
 const DRAFT: &str = "draft";
+/// The kind of what kubectl opens a cluster with.
+pub const KUBECONFIG: &str = "admin-kubeconfig";
+/// The kind of what talosctl opens a cluster with.
+pub const TALOSCONFIG: &str = "admin-talosconfig";
 /// The largest secret. An installer's whole directory is a few MiB.
 pub const SECRET_BYTES_MAX: usize = 32 << 20;
 /// A key file holds a few lines.
@@ -170,6 +175,16 @@ impl Vault {
     #[must_use]
     pub fn key(&self) -> &Path {
         &self.key
+    }
+
+    /// A key for one purpose of the daemon's own, the same for as long as the vault's key is.
+    #[must_use]
+    pub fn derive(&self, purpose: &str) -> [u8; 32] {
+        let key = self.identities[0].to_string();
+        let digest = Sha256::new()
+            .chain_update(key.expose_secret())
+            .chain_update(purpose);
+        digest.finalize().into()
     }
 
     /// Seals a secret of a cluster in place of the one there was; whole and on disk when this returns. Blocks on the disk.

@@ -92,6 +92,17 @@ impl Document {
         }
     }
 
+    /// True for what a machine is configured by, and may hold secrets; false for what only leads there or is known anyway.
+    #[must_use]
+    pub fn is_whole(self) -> bool {
+        match self {
+            Self::Ignition | Self::UserData | Self::Talos => true,
+            Self::IgnitionPointer | Self::MetaData | Self::VendorData | Self::NetworkConfig => {
+                false
+            }
+        }
+    }
+
     /// Its media type.
     #[must_use]
     pub fn media_type(self) -> &'static str {

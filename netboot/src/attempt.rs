@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::delivery::DELIVERIES_MAX;
 use crate::loader::Client;
 use crate::net::{Digest, LinkName, MacAddress, NodeName, Timestamp};
 
@@ -117,6 +118,25 @@ pub enum Fact {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         withheld: Option<String>,
     },
+    /// A config with secrets was sent.
+    Delivery {
+        /// Which document.
+        document: Word,
+        /// The attempt it was for.
+        attempt: u32,
+        /// Which delivery of that attempt, from 1.
+        number: u8,
+        /// Whether the machine acknowledged every byte.
+        acknowledged: bool,
+    },
+    /// A machine went through the device flow before its config.
+    DeviceFlow {
+        /// `asked`, `waits`, `granted`, `denied`, or `refused` to whoever is not that machine.
+        answer: Word,
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+    },
     /// The machine reported.
     Report {
         /// `installed`, `booted`, `joined`, `ready` or `failed`.
@@ -137,7 +157,8 @@ pub enum Fact {
     },
     /// A person acted.
     Person {
-        /// `approve`, `reject`, `cordon`, `uncordon`, `reinstall`, `reload`, `host-apply` or `host-confirm`.
+        /// `approve`, `reject`, `cordon`, `uncordon`, `reinstall`, `reload`, `host-apply`, `host-confirm`,
+        /// `accept-state`, `kubeconfig` or `talosconfig`.
         act: Word,
         /// Who, as the control socket knew them.
         by: String,
@@ -261,6 +282,22 @@ impl fmt::Display for Fact {
                 Some(why) => write!(f, "{document} withheld: {why}"),
                 None => write!(f, "{document} released"),
             },
+            Self::Delivery {
+                document,
+                attempt: _,
+                number,
+                acknowledged,
+            } => match acknowledged {
+                true => write!(f, "{document} delivered, and leaves no more in this boot"),
+                false => write!(
+                    f,
+                    "{document} sent and not acknowledged, {number} of {DELIVERIES_MAX}"
+                ),
+            },
+            Self::DeviceFlow { answer, detail } => {
+                write!(f, "device flow {answer}")?;
+                more(f, ": ", detail.as_deref())
+            }
             Self::Report {
                 report,
                 detail,

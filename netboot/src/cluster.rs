@@ -30,6 +30,13 @@ pub use record::{
 };
 pub use services::{Service, ServiceFault, ServiceKind, start_order};
 
+/// The fact that a member is ready for work; any other fact of a member says no more than that its system runs.
+pub const NODE_READY: &str = "node-ready";
+
+/// The fact that what the members' documents are made from is at hand and not too old for an install. Nobody boots
+/// before it was seen, nor after a look that denies it while the cluster has not passed its first phase.
+pub const SECRETS: &str = "secrets";
+
 /// Machines that one group may want.
 pub const COUNT_MAX: u16 = 5000;
 

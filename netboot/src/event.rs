@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::boot::{Boot, BootDecision, BootRequest};
 use crate::cluster::{ClusterDraft, ClusterName, PlacementFault, Seen};
+use crate::delivery::Deliveries;
 use crate::loader::Client;
 use crate::net::{Digest, MacAddress, NetworkName, NodeName, Timestamp};
 use crate::node::{
@@ -33,6 +34,15 @@ pub enum Event {
     ScriptAsked(ScriptAsked),
     /// A machine asked for its config.
     ConfigAsked(Asker),
+    /// A machine asked for a config with secrets, which leaves once for each boot.
+    SecretAsked(Asker),
+    /// It acknowledged every byte of it.
+    Delivered {
+        /// Which machine.
+        node: NodeName,
+        /// Which of its attempts.
+        attempt: u32,
+    },
     /// A machine reported.
     Reported {
         /// Who.
@@ -170,6 +180,8 @@ pub enum Outcome {
     Script(Option<ServedBoot>),
     /// The config that may leave, or why it stays.
     Config(Result<Release, Withheld>),
+    /// The config with secrets that may begin to leave, and which delivery of its attempt that is.
+    Secret(Result<(Release, u8), Withheld>),
     /// The report was taken; or it was not that machine's to make.
     Report(Result<NodeName, Withheld>),
     /// The address is the asker's, or somebody else's.
@@ -202,6 +214,11 @@ impl Site {
         let outcome = match event {
             Event::ScriptAsked(asked) => Outcome::Script(draft.script_asked(asked, now)),
             Event::ConfigAsked(asker) => Outcome::Config(draft.config_asked(&asker, now)),
+            Event::SecretAsked(asker) => Outcome::Secret(draft.secret_asked(&asker, now)),
+            Event::Delivered { node, attempt } => {
+                draft.delivered(&node, attempt, now);
+                Outcome::Done
+            }
             Event::Reported { asker, report } => {
                 Outcome::Report(draft.reported(&asker, report, now))
             }
@@ -214,6 +231,9 @@ impl Site {
             Event::Approved(node) => draft.person(&node, |record| {
                 record.admission = Admission::Approved;
                 record.failed_attempts = 0;
+                if let Some(attempt) = &mut record.attempt {
+                    attempt.deliveries.asked_again = None;
+                }
             }),
             Event::Rejected(node) => draft.person(&node, |record| {
                 record.admission = Admission::Rejected;
@@ -266,8 +286,8 @@ impl Site {
 }
 
 /// A site being changed.
-struct Draft {
-    site: Site,
+pub(crate) struct Draft {
+    pub(crate) site: Site,
     changes: Vec<Change>,
 }
 
@@ -280,7 +300,7 @@ impl Draft {
         }
     }
 
-    fn change(&mut self, node: &NodeName, edit: impl FnOnce(&mut NodeRecord)) {
+    pub(crate) fn change(&mut self, node: &NodeName, edit: impl FnOnce(&mut NodeRecord)) {
         let mut record = self.site.record(node).clone();
         edit(&mut record);
         self.site.records.insert(node.clone(), Arc::new(record));
@@ -325,6 +345,7 @@ impl Draft {
             if uses_permit && let Some(permit) = record.permit.take() {
                 record.generation += 1;
                 record.installed = None;
+                record.configured = None;
                 record.consented_disk = Some(permit.disk);
                 record.failed_attempts = 0;
             }
@@ -343,6 +364,7 @@ impl Draft {
                 profile,
                 started: now,
                 released: None,
+                deliveries: Deliveries::default(),
                 report: None,
             });
         });
@@ -361,7 +383,11 @@ impl Draft {
         })
     }
 
-    fn config_asked(&mut self, asker: &Asker, now: Timestamp) -> Result<Release, Withheld> {
+    pub(crate) fn config_asked(
+        &mut self,
+        asker: &Asker,
+        now: Timestamp,
+    ) -> Result<Release, Withheld> {
         let release = self.site.may_release(asker, now)?;
         if !release.repeated {
             let live = release.profile.purpose == Purpose::Live;
@@ -372,6 +398,7 @@ impl Draft {
                 if live {
                     record.failed_attempts = 0;
                 }
+                record.configured.get_or_insert(now);
                 if let Some(attempt) = &mut record.attempt {
                     attempt.released = Some(now);
                 }

@@ -12,6 +12,8 @@ pub mod attempt;
 pub mod boot;
 pub mod cluster;
 pub mod csr;
+pub mod delivery;
+pub mod device_flow;
 pub mod dhcp;
 pub mod endpoint;
 pub mod event;

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
+use crate::delivery::Deliveries;
 use crate::link::Link;
 use crate::loader::LoaderTable;
 use crate::net::{
@@ -151,6 +152,8 @@ pub struct NodeRecord {
     pub state: BootState,
     /// Counts installs wanted: 0 for the first, one more for each permit used.
     pub generation: u32,
+    /// When a config first left in this generation: from then on its system may be up, whichever attempt is the latest.
+    pub configured: Option<Timestamp>,
     /// The latch: an install that was acknowledged. Only a used permit clears it.
     pub installed: Option<Install>,
     /// Consent to lose the disk, given and not yet used.
@@ -280,6 +283,8 @@ pub struct Attempt {
     pub started: Timestamp,
     /// When its config was first released.
     pub released: Option<Timestamp>,
+    /// How its config with secrets left, where it has one.
+    pub deliveries: Deliveries,
     /// The last thing the machine itself reported.
     pub report: Option<Report>,
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::boot::writable_disk;
 use crate::cluster::Waits;
+use crate::delivery::Spent;
 use crate::net::{Digest, MacAddress, NodeName, Timestamp};
 use crate::node::{Attempt, DiskRule, NodeRecord, NodeSpec};
 use crate::site::Site;
@@ -55,6 +56,8 @@ pub enum Withheld {
     TooLate(NodeName),
     /// Its cluster is not ready for it.
     NotItsTurn(NodeName, Waits),
+    /// It leaves no more in this boot.
+    Spent(NodeName, Spent),
     /// The source is not the node's address.
     OtherAddress {
         /// Whose config was asked for.
@@ -77,7 +80,10 @@ impl Withheld {
     pub fn node(&self) -> Option<&NodeName> {
         match self {
             Self::UnknownToken => None,
-            Self::Finished(node) | Self::TooLate(node) | Self::NotItsTurn(node, _) => Some(node),
+            Self::Finished(node)
+            | Self::TooLate(node)
+            | Self::NotItsTurn(node, _)
+            | Self::Spent(node, _) => Some(node),
             Self::OtherAddress { node, .. } | Self::OtherMachine { node, .. } => Some(node),
         }
     }
@@ -93,6 +99,7 @@ impl fmt::Display for Withheld {
                 "{node} was served its boot script too long ago; boot it again"
             ),
             Self::NotItsTurn(node, waits) => write!(f, "{node} {waits}"),
+            Self::Spent(node, spent) => write!(f, "the config of {node} {spent}"),
             Self::OtherAddress { node, from } => {
                 write!(f, "{from} is not the address reserved for {node}")
             }

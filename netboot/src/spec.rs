@@ -130,6 +130,12 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// True when its config holds the secrets of a cluster, and so leaves once for each boot.
+    #[must_use]
+    pub fn holds_secrets(&self) -> bool {
+        matches!(self.config, ConfigSource::Platform(_))
+    }
+
     /// Every file of the depot that a machine of this profile may fetch, the kernel and the initial
     /// ramdisks first.
     pub fn files(&self) -> impl Iterator<Item = &Artifact> {

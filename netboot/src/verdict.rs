@@ -132,6 +132,8 @@ pub enum Code {
     ConfigNotAsked,
     /// Its config was asked for and stayed.
     ConfigWithheld,
+    /// Its config with secrets was asked for after it was spent.
+    ConfigAskedAgain,
     /// It has all it needs and does not report.
     NoReport,
     /// It reported and was not believed.
@@ -212,6 +214,7 @@ impl Code {
             Self::ArtefactIncomplete => "artefact-incomplete",
             Self::ConfigNotAsked => "config-not-asked",
             Self::ConfigWithheld => "config-withheld",
+            Self::ConfigAskedAgain => "config-asked-again",
             Self::NoReport => "no-report",
             Self::ReportRefused => "report-refused",
             Self::FailedByMachine => "failed-by-machine",
@@ -450,7 +453,11 @@ fn reach_of(fact: &Fact) -> Option<Reach> {
         Fact::DhcpIgnored { .. } | Fact::Transfer { .. } | Fact::TransferRefused { .. } => {
             Some(Reach::Nothing)
         }
-        Fact::Script { .. } | Fact::Config { .. } | Fact::Report { .. } => Some(Reach::Beyond),
+        Fact::Script { .. }
+        | Fact::Config { .. }
+        | Fact::Delivery { .. }
+        | Fact::DeviceFlow { .. }
+        | Fact::Report { .. } => Some(Reach::Beyond),
         Fact::Progress { .. } | Fact::Person { .. } | Fact::Host { .. } | Fact::Bastion { .. } => {
             None
         }

@@ -1,6 +1,8 @@
 //! What clusters promise: machines are placed the same way each time and stay, turns come from evidence alone and
 //! never go away again, and what a power cut leaves is the same cluster.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -151,9 +153,10 @@ fn spec(machines: Vec<NodeSpec>, clusters: Vec<ClusterSpec>) -> Arc<SiteSpec> {
     Arc::new(SiteSpec::new(parts(machines, clusters)).unwrap())
 }
 
-/// A site with its machines seated.
+/// A site with its machines seated and its secrets at hand.
 fn seated(spec: Arc<SiteSpec>) -> Site {
-    happens(&Site::new(Arc::clone(&spec)), Event::SpecReplaced(spec))
+    let site = happens(&Site::new(Arc::clone(&spec)), Event::SpecReplaced(spec));
+    happens(&site, seen("secrets", None))
 }
 
 fn happens(site: &Site, event: Event) -> Site {
@@ -286,6 +289,30 @@ fn a_worker_waits_for_the_control_plane_and_then_for_the_batch_before_it() {
     site = happens(&site, seen("node-ready", Some("m-07")));
     let (_, state) = site.cluster(&name("prod")).unwrap();
     assert_eq!(state.record.stage, Stage::Ready);
+}
+
+#[test]
+fn nobody_boots_without_secrets_nor_with_those_that_grew_too_old() {
+    let spec = spec(fleet(7), vec![prod()]);
+    let site = happens(&Site::new(Arc::clone(&spec)), Event::SpecReplaced(spec));
+    let Err(Some(hold)) = decides(&site, "m-01") else {
+        panic!("it boots without secrets");
+    };
+    assert_eq!(
+        hold.to_string(),
+        "waits its turn in prod (bootstrap phase): secrets not seen yet"
+    );
+    let site = happens(&site, seen("secrets", None));
+    assert_eq!(decides(&site, "m-01"), Ok(()));
+    let Event::Seen { cluster, mut seen } = seen("secrets", None) else {
+        unreachable!()
+    };
+    seen[0].holds = false;
+    let site = happens(&site, Event::Seen { cluster, seen });
+    assert!(
+        decides(&site, "m-01").is_err(),
+        "they are too old for an install"
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use netboot::boot::{ATTEMPTS_MAX, BootDecision, BootRequest, Refusal};
+use netboot::delivery::Deliveries;
 use netboot::event::{Event, LeaseAsked, Outcome, ScriptAsked};
 use netboot::loader::{Architecture, Client};
 use netboot::net::{Digest, MacAddress, NodeName, Timestamp};
@@ -112,6 +113,7 @@ prop_compose! {
             profile: "only".parse().unwrap(),
             started: Timestamp::from_millis(NOW.millis() - started),
             released: released.then_some(NOW),
+            deliveries: Deliveries::default(),
             report: None,
         }
     }

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use daemon::clusters::keyring::Keyring;
 use daemon::controller::Controller;
 use daemon::http::{self, Http, Limits, Parts, Ports};
 use daemon::ledger::Ledger;
 use daemon::link;
 use daemon::tls::SiteCa;
+use daemon::vault::Vault;
 use images::{Depot, Loaders, PACKAGE_DIRECTORIES};
 use netboot::attempt::Entry;
 use netboot::net::{MacAddress, NetworkName, ProfileName};
@@ -96,6 +98,10 @@ impl Bastion {
                     ledger,
                     ca: Arc::new(SiteCa::open(&path.join("tls")).expect("a CA")),
                     ports: Ports::default(),
+                    keyring: Arc::new(Keyring::new(Arc::new(
+                        Vault::open(&path.join("secrets"), None).expect("a vault"),
+                    ))),
+                    flow_key: [7; 32],
                     limits,
                 };
                 let links = link::start().await.expect("the kernel tells its links");

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod crowd;
 pub mod debian;
 pub mod dhcp;
+pub mod fleet;
 pub mod hands;
 pub mod host;
 pub mod http;

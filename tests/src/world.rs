@@ -307,6 +307,7 @@ impl World {
             other @ (Outcome::Done
             | Outcome::Refused(_)
             | Outcome::Script(_)
+            | Outcome::Secret(_)
             | Outcome::Report(_)
             | Outcome::Lease(_)
             | Outcome::Bootstrap(_)) => panic!("a config was asked for and {other:?} answered"),
@@ -328,6 +329,7 @@ impl World {
             | Outcome::Refused(_)
             | Outcome::Script(_)
             | Outcome::Config(_)
+            | Outcome::Secret(_)
             | Outcome::Lease(_)
             | Outcome::Bootstrap(_)) => panic!("a report was made and {other:?} answered"),
         }

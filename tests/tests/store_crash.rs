@@ -194,6 +194,7 @@ fn took(outcome: &Outcome) -> bool {
         Outcome::Script(script) => script.is_some(),
         Outcome::Lease(lent) => *lent,
         Outcome::Bootstrap(node) => node.is_ok(),
+        Outcome::Secret(config) => config.is_ok(),
         Outcome::Refused(_) | Outcome::Config(Err(_)) | Outcome::Report(Err(_)) => false,
     }
 }

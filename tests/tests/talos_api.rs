@@ -9,8 +9,9 @@ use daemon::probe::talos::wire::{
     Version,
 };
 use daemon::probe::talos::{
-    Access, AccessFault, BootstrapAnswer, Machine, REPLY_BYTES_MAX, Seen, bootstrap, facts, look,
+    Access, AccessFault, BootstrapAnswer, Machine, REPLY_BYTES_MAX, bootstrap, facts, look,
 };
+use netboot::cluster::Seen;
 use tests::talos::{Answer, Authority, FakeTalos, member, reply, resource, sound};
 use tokio::net::TcpListener;
 
@@ -44,7 +45,9 @@ fn machine(name: &str, api: SocketAddr, control_plane: bool) -> Machine {
 }
 
 fn fact<'a>(facts: &'a [Seen], name: &str, node: Option<&str>) -> &'a Seen {
-    let of = |seen: &&Seen| seen.fact == name && seen.node.as_ref().map(|n| n.as_str()) == node;
+    let of = |seen: &&Seen| {
+        seen.key.fact.as_str() == name && seen.key.node.as_ref().map(|n| n.as_str()) == node
+    };
     facts.iter().find(of).expect("the fact was looked for")
 }
 
@@ -285,8 +288,13 @@ async fn a_bootstrapped_and_healthy_cluster_shows_every_fact() {
     let told: Vec<(&str, Option<&str>, bool, &str)> = seen
         .iter()
         .map(|seen| {
-            let node = seen.node.as_ref().map(|node| node.as_str());
-            (seen.fact, node, seen.holds, seen.words.as_str())
+            let node = seen.key.node.as_ref().map(|node| node.as_str());
+            (
+                seen.key.fact.as_str(),
+                node,
+                seen.holds,
+                seen.words.as_str(),
+            )
         })
         .collect();
     assert_eq!(

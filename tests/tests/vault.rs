@@ -9,12 +9,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use daemon::vault::Vault;
+use daemon::vault::{KUBECONFIG, Vault};
 use ignition::secret::Secret;
 use netboot::net::ProfileName;
 use tests::bastion::{Bastion, reveille, site};
 use tests::chance::Chance;
-use tests::lab::Lab;
+use tests::lab::{Lab, until};
 
 const ROUNDS: usize = 40;
 const CHILD_STATE: &str = "VAULT_CRASH_STATE";
@@ -173,4 +173,43 @@ fn the_daemon_does_not_start_without_the_key_of_its_secrets_and_says_what_to_do(
     bastion.start();
     let status = bastion.client(&["status", "--json"]);
     assert!(status.contains("its key is"), "{status}");
+}
+
+#[test]
+fn what_opens_a_cluster_is_handed_to_an_administrator_noted_and_never_logged() {
+    let lab = Lab::flat(0);
+    let mut bastion = Bastion::new(&lab, &site("rehearsal"));
+    tests::site::import_images(&bastion);
+    let vault = Vault::open(&bastion.state, None).unwrap();
+    let words = "apiVersion: v1\nkind: Config\n# client-key-data\n";
+    let secret = Secret::new(words.as_bytes().to_vec());
+    vault.put(&cluster("lab"), KUBECONFIG, &secret).unwrap();
+    bastion.start();
+    assert_eq!(bastion.client(&["cluster", "kubeconfig", "lab"]), words);
+
+    let file = lab.path("kubeconfig");
+    let to = file.to_str().unwrap();
+    bastion.client(&["cluster", "kubeconfig", "lab", "--output", to]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), words);
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let operator = bastion.operator();
+    for (wanted, remedy) in [
+        (
+            &["cluster", "kubeconfig", "lab", "--output", to][..],
+            "not there yet",
+        ),
+        (&["cluster", "talosconfig", "lab"], "imported"),
+        (&["cluster", "kubeconfig", "lab-2"], "imported"),
+    ] {
+        let error = operator.command(wanted).expect_err("it was handed out");
+        assert!(error.contains(remedy), "{error}");
+    }
+    until("the ledger to tell", Duration::from_secs(10), || {
+        let events = bastion.client(&["events", "--json"]);
+        events.matches("\"kubeconfig\"").count() == 2
+    });
+    assert!(!lab.timeline.told().contains("client-key-data"));
 }

@@ -13,6 +13,7 @@ use super::{ClusterApplied, ClusterDestroyed};
 use crate::cli::{ClusterCommand, DefinitionOptions, Socket};
 use crate::client::{Ask, ask, clear_screen};
 use crate::failure::{Exit, Failure, print};
+use crate::handout;
 use crate::http::clusters::DEFINITION_BYTES_MAX;
 use crate::show::{json, moment, table, table_text};
 
@@ -24,6 +25,8 @@ const WATCH_TIME: Duration = Duration::from_secs(1);
 /// [`Failure`]; `plan` ends with code 2 when something would change, which is printed.
 pub fn run(command: ClusterCommand) -> Result<(), Failure> {
     match command {
+        ClusterCommand::Kubeconfig(options) => handout::run(&options, "kubeconfig"),
+        ClusterCommand::Talosconfig(options) => handout::run(&options, "talosconfig"),
         ClusterCommand::Apply(options) => {
             let done: ClusterApplied = send("/api/v1/clusters/provision", &options)?;
             print(&match (options.json, done.changed) {

@@ -6,10 +6,21 @@
 //!   destroy    --> definition gone --> machines free --> record and secrets forgotten; no disk is written
 //! ```
 //!
+//! ```text
+//!   keyring.rs     secrets out of the vault, made first where a platform's are made here
+//!   member.rs      a snapshot to one member's place, as platforms take it
+//!   conductor.rs   the loop: look at each cluster, say what was seen, start its database once, approve certificates
+//!   looks.rs       what is worth asking of a cluster now
+//! ```
+//!
 //! A definition is on disk before it is in force, and the site with it was judged before it is on disk. Each act ends
 //! where it would have ended had it not been cut short, when it is asked for again.
 
 pub mod command;
+pub(crate) mod conductor;
+pub mod keyring;
+mod looks;
+pub(crate) mod member;
 pub mod plan;
 pub mod status;
 
@@ -147,6 +158,7 @@ impl Bastion {
                 return Err(Problem::new(StatusCode::CONFLICT, why));
             }
         }
+        self.keyring.forget(name);
         let (vault, whose) = (Arc::clone(&self.vault), name.clone());
         let forgotten = on_disk(move || vault.forget(&whose)).await;
         forgotten.map_err(|error| {

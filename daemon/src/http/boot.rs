@@ -18,12 +18,13 @@ use netboot::loader::LOADER_PATH;
 use netboot::net::{Digest, MacAddress};
 use netboot::release::{Asker, Release, Withheld};
 use netboot::site::Site;
-use netboot::spec::{Network, Purpose};
+use netboot::spec::{ConfigSource, Network, Purpose};
 use sha2::Digest as _;
 use tokio::time::timeout;
 
 use super::wire::{Method, Request};
-use super::{Body, Origin, Ports, Refusal, Reply, Server, Told, artifact, report};
+use super::{Body, Origin, Ports, Refusal, Reply, Server, Told, artifact, oauth, report};
+use crate::clusters::member;
 use crate::controller::now;
 use crate::sys;
 
@@ -42,8 +43,11 @@ impl Server {
                 Method::Get | Method::Head => Err(Refusal::Method),
             };
         }
-        if request.method == Method::Post {
-            return Err(Refusal::Method);
+        match (request.method, path) {
+            (Method::Post, "/device/code") => return Ok(self.device_code(origin, &body)),
+            (Method::Post, "/token") => return Ok(self.device_token(origin, &body)),
+            (Method::Post, _) => return Err(Refusal::Method),
+            (Method::Get | Method::Head, _) => {}
         }
         if let Some(rest) = path.strip_prefix("/artifacts/") {
             return self.artifact(origin, request, rest);
@@ -64,6 +68,7 @@ impl Server {
             "/autoexec.ipxe" | "/loader/autoexec.ipxe" => {
                 Ok(script_reply(ipxe::autoexec(&self.urls(origin, "").base)))
             }
+            "/device" => Ok(oauth::device_page()),
             "/healthz" => Ok(Reply::text(200, "ok\n")),
             _ => Err(Refusal::UnknownPath),
         }
@@ -162,30 +167,57 @@ impl Server {
         let (token, file) = rest.split_once('/').ok_or(Refusal::UnknownPath)?;
         let document = Document::by_file(file).ok_or(Refusal::UnknownPath)?;
         let asker = asker(origin, token);
-        let noted = |attempt, withheld| {
-            let fact = Fact::Config {
-                document: file.to_owned().into(),
-                attempt,
-                withheld,
-            };
-            self.note(origin, fact);
+        if document.is_whole() {
+            self.has_flow_token(origin, request, &asker)?;
+        }
+        let asked = Asked {
+            origin,
+            token,
+            file,
+            document,
         };
+        if document.is_whole() && self.holds_secrets(&asker.token) {
+            return self.secret(&asked, asker, request.method).await;
+        }
         match self.release(asker).await? {
             Ok(release) => {
                 if request.method == Method::Get {
-                    noted(Some(release.attempt), None);
+                    self.note_config(&asked, Some(release.attempt), None);
                 }
-                self.document(origin, token, &release, document)
+                self.document(&asked, &release)
             }
-            Err(withheld) => {
-                tracing::warn!(peer = %origin.peer, link = %origin.link, %withheld, "config withheld");
-                noted(None, Some(withheld.to_string()));
-                if matches!(withheld, Withheld::NotItsTurn(..)) {
-                    return Err(Refusal::NotItsTurn);
-                }
-                Err(Refusal::ConfigWithheld)
-            }
+            Err(withheld) => Err(self.withhold(&asked, &withheld)),
         }
+    }
+
+    /// Notes that a config stays, and says how its asker is refused.
+    pub(super) fn withhold(&self, asked: &Asked<'_>, withheld: &Withheld) -> Refusal {
+        let origin = asked.origin;
+        tracing::warn!(peer = %origin.peer, link = %origin.link, %withheld, "config withheld");
+        self.note_config(asked, None, Some(withheld.to_string()));
+        match withheld {
+            Withheld::NotItsTurn(..) => Refusal::NotItsTurn,
+            Withheld::Spent(..) => Refusal::ConfigSpent,
+            Withheld::UnknownToken
+            | Withheld::Finished(_)
+            | Withheld::TooLate(_)
+            | Withheld::OtherAddress { .. }
+            | Withheld::OtherMachine { .. } => Refusal::ConfigWithheld,
+        }
+    }
+
+    pub(super) fn note_config(
+        &self,
+        asked: &Asked<'_>,
+        attempt: Option<u32>,
+        withheld: Option<String>,
+    ) {
+        let fact = Fact::Config {
+            document: asked.file.to_owned().into(),
+            attempt,
+            withheld,
+        };
+        self.note(asked.origin, fact);
     }
 
     /// Whether a config may leave; when it may, that is on disk.
@@ -202,13 +234,13 @@ impl Server {
         }
     }
 
-    fn document(
-        &self,
-        origin: &Origin,
-        token: &str,
-        release: &Release,
-        wanted: Document,
-    ) -> Result<Reply, Refusal> {
+    pub(super) fn document(&self, asked: &Asked<'_>, release: &Release) -> Result<Reply, Refusal> {
+        let &Asked {
+            origin,
+            token,
+            document: wanted,
+            file: _,
+        } = asked;
         let site = self.controller.snapshot().load();
         let link = release.node.link_at(origin.peer);
         let network = link
@@ -224,7 +256,11 @@ impl Server {
             generation: release.generation,
             urls: &urls,
         };
-        match ignition::document(&release.profile, &subject, wanted) {
+        let written = match self.members(&site, asked, release, &subject) {
+            Some(written) => written?,
+            None => ignition::document(&release.profile, &subject, wanted),
+        };
+        match written {
             Ok(Some(text)) => {
                 let reply = Reply::empty(200)
                     .with("Content-Type", wanted.media_type())
@@ -239,6 +275,35 @@ impl Server {
                 tracing::error!(node = %release.node.name, field = fault.field, problem = fault.problem, remedy = fault.remedy, "a config does not render");
                 Err(Refusal::Broken)
             }
+        }
+    }
+
+    /// What a cluster's platform writes for its member; `None` for machines of no cluster and what is the same for all.
+    fn members(
+        &self,
+        site: &Site,
+        asked: &Asked<'_>,
+        release: &Release,
+        subject: &Subject<'_>,
+    ) -> Option<Result<Result<Option<String>, ignition::Fault>, Refusal>> {
+        let ConfigSource::Platform(_) = release.profile.config else {
+            return None;
+        };
+        let place = site.member(&release.node.name)?;
+        let (spec, _) = site.cluster(&place.cluster)?;
+        // Nobody's turn comes before its secrets; a daemon that started a moment ago has yet to read them.
+        let Some(keys) = self.keyring.keys(&place.cluster) else {
+            return Some(Err(Refusal::NotItsTurn));
+        };
+        let peers = member::peers(site, place);
+        let server = *asked.origin.local.ip();
+        let membership = member::membership(spec, place, &release.node, server, &peers)?;
+        let written = keys
+            .secrets
+            .document(&membership, &release.profile, subject, asked.document);
+        match written {
+            Ok(None) => None,
+            written => Some(Ok(written)),
         }
     }
 
@@ -277,7 +342,7 @@ impl Server {
 
     /// Puts an event on disk, or refuses in time. An event that is written later stands though its
     /// answer never left: an attempt more, or a config that is released again.
-    async fn apply(&self, event: Event) -> Result<Outcome, Refusal> {
+    pub(super) async fn apply(&self, event: Event) -> Result<Outcome, Refusal> {
         let limit = self.limits.write_time;
         let applied = match timeout(limit, self.controller.apply(event)).await {
             Ok(Ok(outcome)) => return Ok(outcome),
@@ -291,9 +356,17 @@ impl Server {
         Err(Refusal::NotWritten)
     }
 
-    fn urls(&self, origin: &Origin, token: &str) -> Urls {
+    pub(super) fn urls(&self, origin: &Origin, token: &str) -> Urls {
         urls(*origin.local.ip(), self.ports, token, self.ca.pem())
     }
+}
+
+/// One request for a config, as its URL says it.
+pub(super) struct Asked<'a> {
+    pub(super) origin: &'a Origin,
+    pub(super) token: &'a str,
+    pub(super) file: &'a str,
+    pub(super) document: Document,
 }
 
 /// One request for a script, on its way to an answer.
@@ -516,10 +589,7 @@ fn network_of<'a>(site: &'a Site, origin: &Origin) -> Option<&'a Arc<Network>> {
 
 /// What the boot behind a token is for; an unknown token's report is refused whatever it says.
 fn purpose_of(site: &Site, token: &Digest) -> Purpose {
-    let attempt = site
-        .node_by_token(token)
-        .and_then(|node| site.record(&node.name).attempt.as_ref());
-    let profile = attempt.and_then(|attempt| site.spec().profile(&attempt.profile));
+    let profile = site.profile_of_token(token);
     profile.map_or(Purpose::Live, |profile| profile.purpose)
 }
 
@@ -546,12 +616,12 @@ fn digest_of(token: &str) -> Digest {
 }
 
 /// The station that the kernel knows behind the source of a request, on the link that the request came by.
-fn neighbour(origin: &Origin) -> Option<MacAddress> {
+pub(super) fn neighbour(origin: &Origin) -> Option<MacAddress> {
     let known = sys::neighbour(origin.link.as_str(), origin.peer).ok()?;
     known.and_then(MacAddress::from_octets)
 }
 
-fn unexpected<T>(outcome: &Outcome) -> Result<T, Refusal> {
+pub(super) fn unexpected<T>(outcome: &Outcome) -> Result<T, Refusal> {
     tracing::error!(
         ?outcome,
         "the controller answered another question, report this"

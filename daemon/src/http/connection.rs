@@ -76,7 +76,7 @@ async fn serve(
     body: Bytes,
 ) -> bool {
     let started = Instant::now();
-    let reply = match server.answer(origin, request, body).await {
+    let mut reply = match server.answer(origin, request, body).await {
         Ok(reply) => reply,
         Err(refusal) => {
             server.counters.refuse(refusal);
@@ -90,6 +90,9 @@ async fn serve(
     let slow = matches!(outcome, Err(Cut::Slow));
     if slow {
         server.counters.refuse(Refusal::ReaderTooSlow);
+    }
+    if let Some(delivery) = reply.delivery.take() {
+        server.settle(origin, wire, delivery, outcome.is_ok()).await;
     }
     if let Some(told) = &reply.transfer {
         let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

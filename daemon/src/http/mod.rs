@@ -17,8 +17,11 @@ pub(crate) mod boot;
 pub mod clusters;
 mod connection;
 pub mod control;
+mod delivery;
 pub mod events;
+pub mod handout;
 mod listen;
+mod oauth;
 mod report;
 pub mod web;
 mod wire;
@@ -46,6 +49,7 @@ pub use artifact::Pace;
 pub use listen::{Http, start};
 pub use wire::{BODY_BYTES_MAX, HEAD_BYTES_MAX, Method, Parsed, Request, parse};
 
+use crate::clusters::keyring::Keyring;
 use crate::controller::Controller;
 use crate::ledger::Ledger;
 use crate::probe::talos::sink::Sink;
@@ -108,6 +112,9 @@ pub enum Refusal {
     ForeignSource,
     ConfigWithheld,
     NotItsTurn,
+    ConfigSpent,
+    ConfigUnderWay,
+    NoFlowToken,
     ReportWithheld,
     ReportUnreadable,
     NotWritten,
@@ -119,7 +126,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::Malformed,
         Self::Version,
         Self::Method,
@@ -134,6 +141,9 @@ impl Refusal {
         Self::ForeignSource,
         Self::ConfigWithheld,
         Self::NotItsTurn,
+        Self::ConfigSpent,
+        Self::ConfigUnderWay,
+        Self::NoFlowToken,
         Self::ReportWithheld,
         Self::ReportUnreadable,
         Self::NotWritten,
@@ -180,6 +190,10 @@ impl Refusal {
             Self::ConfigWithheld => (403, "config-withheld", "refused"),
             // Whoever may have it later asks again: 503 ends no installer, 403 does.
             Self::NotItsTurn => (503, "not-its-turn", "not yet, ask again"),
+            // It never comes, but whoever asks again harms nothing until its machine is started anew.
+            Self::ConfigSpent => (503, "config-spent", "not again in this boot"),
+            Self::ConfigUnderWay => (503, "config-under-way", "it is being sent, ask again"),
+            Self::NoFlowToken => (401, "no-flow-token", "refused"),
             Self::ReportWithheld => (403, "report-withheld", "refused"),
             Self::ReportUnreadable => (
                 400,
@@ -264,6 +278,8 @@ struct Reply {
     body: Body,
     /// The file that it sends, for the ledger.
     transfer: Option<Told>,
+    /// The delivery that it is.
+    delivery: Option<delivery::Delivery>,
 }
 
 #[derive(Debug)]
@@ -288,6 +304,7 @@ impl Reply {
             headers: Vec::new(),
             body: Body::Bytes(Bytes::new()),
             transfer: None,
+            delivery: None,
         }
     }
 
@@ -304,6 +321,8 @@ impl Reply {
         let (status, _, words) = refusal.told();
         let reply = Self::text(status, format!("{words}\n"));
         match status {
+            // RFC 9110, 11.6.1: a 401 names its scheme.
+            401 => reply.with("WWW-Authenticate", "Bearer"),
             405 => reply.with("Allow", "GET, HEAD, POST"),
             // iPXE asks again by itself whenever a failing status carries this.
             503 => reply.with("Retry-After", "5"),
@@ -337,6 +356,9 @@ struct Server {
     limits: Limits,
     sink: Arc<Sink>,
     counters: Counters,
+    keyring: Arc<Keyring>,
+    deliveries: delivery::Desk,
+    flow: oauth::Flow,
     seats: Mutex<HashMap<Ipv4Addr, usize>>,
     taken: AtomicUsize,
 }
@@ -349,6 +371,10 @@ pub struct Parts {
     pub ledger: Ledger,
     pub ca: Arc<SiteCa>,
     pub ports: Ports,
+    /// The secrets of clusters, which their members' configs are made from.
+    pub keyring: Arc<Keyring>,
+    /// What the device flow's codes are derived from.
+    pub flow_key: [u8; 32],
     pub limits: Limits,
 }
 
@@ -380,6 +406,8 @@ impl Server {
             ledger,
             ca,
             ports,
+            keyring,
+            flow_key,
             limits,
         } = parts;
         Self {
@@ -390,8 +418,11 @@ impl Server {
             ledger,
             ca,
             ports,
+            keyring,
             limits,
             counters: Counters::default(),
+            deliveries: delivery::Desk::default(),
+            flow: oauth::Flow::new(flow_key),
             seats: Mutex::default(),
             taken: AtomicUsize::new(0),
         }

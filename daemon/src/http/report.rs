@@ -57,11 +57,11 @@ fn form(text: &str) -> Option<Report> {
     )
 }
 
-fn fields(text: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn fields(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.split('&').filter_map(|pair| pair.split_once('='))
 }
 
-fn decoded(text: &str) -> String {
+pub(super) fn decoded(text: &str) -> String {
     netboot::ipxe::percent_decoded(&text.replace('+', " "))
 }
 

@@ -36,6 +36,7 @@ pub struct Request {
     pub if_range: Option<String>,
     pub if_match: Option<String>,
     pub if_none_match: Option<String>,
+    pub authorization: Option<String>,
     pub user_agent: String,
     pub content_type: String,
     pub content_length: u64,
@@ -90,6 +91,7 @@ fn meaning(head: &httparse::Request<'_, '_>) -> Result<Request, Refusal> {
         if_range: None,
         if_match: None,
         if_none_match: None,
+        authorization: None,
         user_agent: String::new(),
         content_type: String::new(),
         content_length: 0,
@@ -145,6 +147,7 @@ fn read_header(
             }
         }
         12 if is("content-type") => request.content_type = text()?,
+        13 if is("authorization") => request.authorization = Some(text()?),
         13 if is("if-none-match") => request.if_none_match = Some(text()?),
         14 if is("content-length") => {
             let digits = text()?;
@@ -229,6 +232,7 @@ fn status_line(status: u16) -> &'static str {
         206 => "206 Partial Content",
         304 => "304 Not Modified",
         400 => "400 Bad Request",
+        401 => "401 Unauthorized",
         403 => "403 Forbidden",
         404 => "404 Not Found",
         405 => "405 Method Not Allowed",

@@ -5,6 +5,7 @@
 use std::net::Ipv4Addr;
 
 use netboot::cluster::ClusterName;
+use netboot::delivery::Deliveries;
 use netboot::net::{Digest, MacAddress, NodeName, ProfileName, Timestamp};
 use netboot::node::{Admission, Attempt, BootState, Install, NodeRecord, Report, WipePermit};
 use netboot::site::{Lease, Memory, Site};
@@ -64,6 +65,8 @@ pub(super) struct RecordShape {
     state: StateShape,
     generation: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    configured: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     installed: Option<InstallShape>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     permit: Option<PermitShape>,
@@ -119,6 +122,12 @@ struct AttemptShape {
     started: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     released: Option<Timestamp>,
+    #[serde(default)]
+    begun: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    delivered: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    asked_again: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     report: Option<ReportShape>,
 }
@@ -226,6 +235,7 @@ impl From<NodeRecord> for RecordShape {
             cordoned,
             state,
             generation,
+            configured,
             installed,
             permit,
             consented_disk,
@@ -250,6 +260,7 @@ impl From<NodeRecord> for RecordShape {
                 BootState::Failed => StateShape::Failed,
             },
             generation,
+            configured,
             installed: installed.map(InstallShape::from),
             permit: permit.map(PermitShape::from),
             consented_disk,
@@ -267,6 +278,7 @@ impl From<RecordShape> for NodeRecord {
             cordoned,
             state,
             generation,
+            configured,
             installed,
             permit,
             consented_disk,
@@ -291,6 +303,7 @@ impl From<RecordShape> for NodeRecord {
                 StateShape::Failed => BootState::Failed,
             },
             generation,
+            configured,
             installed: installed.map(Install::from),
             permit: permit.map(WipePermit::from),
             consented_disk,
@@ -374,8 +387,14 @@ impl From<Attempt> for AttemptShape {
             profile,
             started,
             released,
+            deliveries,
             report,
         } = attempt;
+        let Deliveries {
+            begun,
+            delivered,
+            asked_again,
+        } = deliveries;
         Self {
             number,
             token,
@@ -383,6 +402,9 @@ impl From<Attempt> for AttemptShape {
             profile,
             started,
             released,
+            begun,
+            delivered,
+            asked_again,
             report: report.map(|report| match report {
                 Report::Installed => ReportShape::Installed,
                 Report::Booted => ReportShape::Booted,
@@ -403,6 +425,9 @@ impl From<AttemptShape> for Attempt {
             profile,
             started,
             released,
+            begun,
+            delivered,
+            asked_again,
             report,
         } = shape;
         Self {
@@ -412,6 +437,11 @@ impl From<AttemptShape> for Attempt {
             profile,
             started,
             released,
+            deliveries: Deliveries {
+                begun,
+                delivered,
+                asked_again,
+            },
             report: report.map(|report| match report {
                 ReportShape::Installed => Report::Installed,
                 ReportShape::Booted => Report::Booted,
@@ -464,6 +494,7 @@ mod tests {
             cordoned: true,
             state: BootState::Failed,
             generation: 2,
+            configured: Some(Timestamp::from_millis(9)),
             installed: Some(Install {
                 generation: 1,
                 attempt: 4,
@@ -484,6 +515,11 @@ mod tests {
                 profile: "worker".parse().unwrap(),
                 started: at(8),
                 released: Some(at(9)),
+                deliveries: Deliveries {
+                    begun: 2,
+                    delivered: Some(at(10)),
+                    asked_again: Some(at(11)),
+                },
                 report: Some(Report::Failed("no \"disk\"\n".to_owned())),
             }),
             attempts_ever: 9,
@@ -500,7 +536,12 @@ mod tests {
     #[test]
     fn a_record_of_schema_1_stays_readable() {
         let written = include_bytes!("record-1.json");
-        assert_eq!(record_from_json(written).unwrap(), full_record());
+        let mut record = full_record();
+        // What came later begins with its default.
+        if let Some(attempt) = &mut record.attempt {
+            attempt.deliveries = Deliveries::default();
+        }
+        assert_eq!(record_from_json(written).unwrap(), record);
     }
 
     #[test]

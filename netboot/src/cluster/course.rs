@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::{ClusterName, ClusterSpec, ClusterState, FactKey, FactName, Member, Role};
+use super::{ClusterName, ClusterSpec, ClusterState, FactKey, FactName, Member, Role, SECRETS};
 use crate::net::NodeName;
 
 /// The phases of a platform, in order. The last one is [`Stage::Ready`], which has no gates.
@@ -210,6 +210,9 @@ impl ClusterState {
                 unmet,
             })
         };
+        if let Some(unmet) = self.unprepared(spec) {
+            return waits(vec![unmet]);
+        }
         let begun = |stage: Stage| stage <= self.record.stage;
         let mut nearest: Option<Vec<Unmet>> = None;
         for phase in &spec.course.phases {
@@ -236,6 +239,23 @@ impl ClusterState {
             }
         }
         waits(nearest.unwrap_or_else(|| self.unmet(spec)))
+    }
+
+    /// What nobody may boot without.
+    fn unprepared(&self, spec: &ClusterSpec) -> Option<Unmet> {
+        let fact: FactName = SECRETS.parse().ok()?;
+        let key = FactKey {
+            node: None,
+            fact: fact.clone(),
+        };
+        let denied = self.looks.get(&key).is_some_and(|look| !look.holds);
+        let early = self.record.stage == spec.course.first();
+        let lacks = !self.knows(&fact, None) || (early && denied);
+        lacks.then(|| Unmet {
+            fact,
+            counted: None,
+            missing: Vec::new(),
+        })
     }
 
     fn unfinished(&self, member: &Member, size: u16, until: &[FactName]) -> Vec<Unmet> {

@@ -9,11 +9,14 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::placement::{Before, PlacementFault, Seats, place};
-use super::{ClusterName, ClusterSpec, FactName, GroupName, Member, Role, Stage, Unmet, Waits};
+use super::{
+    ClusterName, ClusterSpec, FactName, GroupName, Member, NODE_READY, Role, Stage, Unmet, Waits,
+};
 use crate::event::{Change, WORDS_MAX};
 use crate::net::{NodeName, Timestamp};
-use crate::node::{NodeRecord, NodeSpec};
+use crate::node::{BootState, Install, NodeSpec};
 use crate::site::Site;
+use crate::spec::{Purpose, SiteSpec};
 
 /// Everything durable of one cluster. Made by events only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -265,7 +268,7 @@ impl Site {
     ///
     /// # Errors
     /// Groups that can't be filled.
-    pub fn seats_under(&self, spec: &crate::spec::SiteSpec) -> Result<Seats, Vec<PlacementFault>> {
+    pub fn seats_under(&self, spec: &SiteSpec) -> Result<Seats, Vec<PlacementFault>> {
         let records = || self.clusters.iter();
         let before = Before {
             seats: records()
@@ -297,10 +300,7 @@ pub(crate) struct ClusterDraft<'a> {
 
 impl ClusterDraft<'_> {
     /// Takes a new spec, and seats machines for it.
-    pub(crate) fn replace_spec(
-        &mut self,
-        spec: Arc<crate::spec::SiteSpec>,
-    ) -> Result<(), Vec<PlacementFault>> {
+    pub(crate) fn replace_spec(&mut self, spec: Arc<SiteSpec>) -> Result<(), Vec<PlacementFault>> {
         let seats = self.site.seats_under(&spec)?;
         self.site.spec = spec;
         let wanted: Vec<Arc<ClusterSpec>> = self.site.spec.clusters.values().cloned().collect();
@@ -356,7 +356,7 @@ impl ClusterDraft<'_> {
                     words: words.clone(),
                 };
                 state.record.facts.insert(key.clone(), known);
-                learned.insert(key.node.clone());
+                learned.insert(key.clone());
             }
             let look = Look {
                 at: self.now,
@@ -366,15 +366,54 @@ impl ClusterDraft<'_> {
             state.looks.insert(key, look);
         }
         self.site.clusters.insert(name.clone(), Arc::new(state));
-        for node in &learned {
-            self.changes.push(match node {
+        for key in &learned {
+            self.changes.push(match &key.node {
                 Some(node) => Change::Member(name.clone(), node.clone()),
                 None => Change::Cluster(name.clone()),
             });
+            if let Some(node) = &key.node {
+                self.runs(node, key.fact.as_str() == NODE_READY);
+            }
         }
         if !learned.is_empty() {
             self.advance(&spec);
         }
+    }
+
+    /// A member whose system showed itself by the cluster's own credentials has come up, whatever it reports: what
+    /// has no agent of ours says no more than that.
+    fn runs(&mut self, node: &NodeName, ready: bool) {
+        let record = self.site.record(node);
+        // What shows itself before a config left is the system of an older install.
+        let Some(attempt) = record
+            .attempt
+            .clone()
+            .filter(|_| record.configured.is_some())
+        else {
+            return;
+        };
+        let mut record = record.clone();
+        let wanted = if ready {
+            BootState::Ready
+        } else {
+            BootState::Joined
+        };
+        if !record.state.reached(wanted) {
+            record.state = wanted;
+        }
+        record.failed_attempts = 0;
+        let profile = self.site.spec.profile(&attempt.profile);
+        let installs = profile.is_some_and(|profile| profile.purpose == Purpose::Install);
+        if installs && record.installed.is_none() {
+            record.installed = Some(Install {
+                generation: record.generation,
+                attempt: attempt.number,
+                at: self.now,
+            });
+            record.consented_disk = None;
+        }
+        self.site.records.insert(node.clone(), Arc::new(record));
+        self.changes.push(Change::Record(node.clone()));
     }
 
     /// The machine on which the cluster's database is to be started, written down before anybody calls it.
@@ -394,13 +433,7 @@ impl ClusterDraft<'_> {
         let Some(first) = first.map(|member| member.node.clone()) else {
             return Err(format!("{name} has no control plane"));
         };
-        let released = |record: &NodeRecord| {
-            record
-                .attempt
-                .as_ref()
-                .is_some_and(|attempt| attempt.released.is_some())
-        };
-        if !released(self.site.record(&first)) {
+        if self.site.record(&first).configured.is_none() {
             return Err(format!("{first} has not fetched its config yet"));
         }
         let now = self.now;

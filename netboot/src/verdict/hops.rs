@@ -7,9 +7,10 @@
 
 use super::{Boot, Code, Finding, Hop, HopName, HopState, must_report};
 use crate::attempt::{Entry, Fact, TransferOutcome};
+use crate::delivery::Deliveries;
 use crate::loader::Client;
 use crate::net::Timestamp;
-use crate::node::Report;
+use crate::node::{NodeSpec, Report};
 use crate::spec::{Artifact, ConfigSource};
 
 /// The hop that decides, and why.
@@ -497,8 +498,11 @@ fn config<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
     let entries: Vec<&Entry> = boot
         .entries
         .iter()
-        .filter(|entry| matches!(entry.fact, Fact::Config { .. }))
+        .filter(|entry| matches!(entry.fact, Fact::Config { .. } | Fact::Delivery { .. }))
         .collect();
+    let again = boot
+        .attempt
+        .filter(|attempt| attempt.deliveries.asked_again.is_some());
     let withheld = entries.iter().rev().find_map(|entry| match &entry.fact {
         Fact::Config {
             document,
@@ -507,8 +511,9 @@ fn config<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
         } => Some((document, why)),
         _ => None,
     });
-    let end = match (released, withheld) {
-        (None, Some((document, why))) => End::Badly(Finding::new(
+    let end = match (again, released, withheld) {
+        (Some(attempt), _, _) => asked_again(boot.node, &attempt.deliveries),
+        (None, None, Some((document, why))) => End::Badly(Finding::new(
             Code::ConfigWithheld,
             format!(
                 "the {document} of {} was asked for and stayed: {why}",
@@ -516,7 +521,7 @@ fn config<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
             ),
             "a config leaves only for the machine that was just served its script: power-cycle it; if it asks from another address, its system's DHCP does not use the MAC address of the inventory",
         )),
-        (None, None) if entries.is_empty() => return None,
+        (None, None, None) if entries.is_empty() => return None,
         _ => End::Well,
     };
     let at = entries
@@ -526,6 +531,22 @@ fn config<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {
         .chain(released)
         .max()?;
     Some(Trace { at, entries, end })
+}
+
+/// A config with secrets that somebody wants once more.
+fn asked_again(node: &NodeSpec, deliveries: &Deliveries) -> End {
+    let (name, begun) = (&node.name, deliveries.begun);
+    let had = match deliveries.delivered {
+        Some(_) => format!("was delivered to {name} and then asked for again"),
+        None => format!("left {begun} times for {name}, never arrived, and is still asked for"),
+    };
+    End::Badly(Finding::new(
+        Code::ConfigAskedAgain,
+        format!("the config with its cluster's secrets {had}; it leaves no more in this boot"),
+        format!(
+            "power-cycle {name}: its next boot has a config of its own; if the machine was up already, somebody else may ask in its name: look at its switch port; `reveille node approve {name}` settles the alarm"
+        ),
+    ))
 }
 
 fn report<'a>(boot: &Boot<'a>) -> Option<Trace<'a>> {

@@ -67,9 +67,11 @@ fn said(side: Side, text: &str, kind: RecordType) -> String {
     assert!(message.metadata.recursion_desired);
     let owner = Name::from_str(text).unwrap();
     assert!(message.answers.iter().all(|record| record.name == owner));
-    let mut words = vec![match message.metadata.response_code {
-        ResponseCode::NoError => "ok".to_owned(),
-        code => format!("{code:?}"),
+    let code = message.metadata.response_code;
+    let mut words = vec![if code == ResponseCode::NoError {
+        "ok".to_owned()
+    } else {
+        format!("{code:?}")
     }];
     words.extend(message.answers.iter().map(|record| record.data.to_string()));
     words.extend(message.authorities.iter().map(|record| {

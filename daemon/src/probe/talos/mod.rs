@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
+use netboot::cluster::{FactKey, Seen};
 use netboot::net::NodeName;
 use prost::Message;
 use tokio::sync::Semaphore;
@@ -74,19 +75,6 @@ pub struct Machine {
     pub api: SocketAddr,
     /// Whether etcd belongs on it.
     pub control_plane: bool,
-}
-
-/// What one look says of one fact.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Which fact.
-    pub fact: &'static str,
-    /// Of which node; of the cluster, without one.
-    pub node: Option<NodeName>,
-    /// Whether it is so now.
-    pub holds: bool,
-    /// What was seen.
-    pub words: String,
 }
 
 /// Calls Bootstrap of one node, once. Codes as upstream sets them (siderolabs/talos
@@ -186,9 +174,12 @@ pub fn facts(witnesses: &[Witness]) -> Vec<Seen> {
 fn seen(fact: &'static str, node: Option<&NodeName>, said: Result<String, String>) -> Seen {
     let holds = said.is_ok();
     let (Ok(words) | Err(words)) = said;
-    Seen {
-        fact,
+    let key = FactKey {
         node: node.cloned(),
+        fact: fact.parse().expect("a fact's name is one label"),
+    };
+    Seen {
+        key,
         holds,
         words: one_line(&words),
     }

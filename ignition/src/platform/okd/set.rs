@@ -280,6 +280,17 @@ impl InstallerSet {
         faults
     }
 
+    /// The CA that the machine-config server is known by, as PEM.
+    #[must_use]
+    pub fn machine_config_ca(&self) -> Option<String> {
+        let pointer: Value = serde_json::from_str(self.file(File::Worker).expose()).ok()?;
+        let named: Vec<String> = authorities(&pointer)
+            .into_iter()
+            .map(|(_, pem)| pem)
+            .collect();
+        (!named.is_empty()).then(|| named.join("\n"))
+    }
+
     /// How long it may be used.
     #[must_use]
     pub fn life(&self) -> Life {
