@@ -79,6 +79,7 @@ install:
 	install -m 0755 $(binaries)/reveille '$(DESTDIR)$(bindir)/reveille'
 	install -m 0755 $(binaries)/reveille-agent '$(DESTDIR)$(nodedir)/reveille-agent'
 	sed 's|/usr/bin/|$(bindir)/|' systemd/reveille.service > '$(DESTDIR)$(unitdir)/reveille.service'
+	sed 's|/usr/bin/|$(bindir)/|' systemd/reveille-haproxy.service > '$(DESTDIR)$(unitdir)/reveille-haproxy.service'
 	install -m 0644 systemd/reveille-agent.service '$(DESTDIR)$(nodedir)/reveille-agent.service'
 	install -m 0644 systemd/reveille.sysusers '$(DESTDIR)$(sysusersdir)/reveille.conf'
 	install -m 0644 systemd/reveille.tmpfiles '$(DESTDIR)$(tmpfilesdir)/reveille.conf'

@@ -16,6 +16,7 @@ use netboot::spec::SiteSpec;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::balancer::{Balancer, ListenerStatus};
 use crate::clusters::keyring::Keyring;
 use crate::config::clusters::Change;
 use crate::config::{self, Loaded, Report, Settings};
@@ -55,6 +56,7 @@ pub struct Bastion {
     pub keyring: Arc<Keyring>,
     pub(crate) keeper: Keeper,
     pub(crate) servers: Servers,
+    pub(crate) balancer: Balancer,
     pub(crate) links: watch::Receiver<Arc<Links>>,
     pub(crate) ca_pem: String,
     pub(crate) options: Options,
@@ -92,6 +94,7 @@ impl Bastion {
             started: self.started,
             site: self.files().clone(),
             conditions: self.health.conditions(),
+            balancer: self.balancer.status(),
             ledger_dropped: self.ledger.dropped(),
         };
         let mut status = Status::of(&self.controller.snapshot().load(), around, now());
@@ -178,6 +181,7 @@ impl Bastion {
 
     /// Asks the servers which links they can't serve.
     pub(crate) fn gather_conditions(&self) {
+        self.gather_listeners();
         let mut faults = BTreeMap::<LinkName, Vec<String>>::new();
         let Servers {
             dhcp,
@@ -241,6 +245,27 @@ impl Bastion {
                 "its secrets were asked for again after they left; see `reveille node why {node}`"
             );
             self.health.ill(&format!("{SUBJECT}{node}"), what);
+        }
+    }
+
+    /// Asks the balancer where it cannot take connections.
+    fn gather_listeners(&self) {
+        let listeners = self.balancer.status();
+        let subject = |listener: &ListenerStatus| {
+            format!(
+                "balancer {} {} {}",
+                listener.cluster, listener.name, listener.port
+            )
+        };
+        let subjects: Vec<String> = listeners.iter().map(subject).collect();
+        self.health.retain(|said| {
+            !said.starts_with("balancer ") || subjects.iter().any(|subject| subject == said)
+        });
+        for (listener, subject) in listeners.iter().zip(&subjects) {
+            match &listener.fault {
+                Some(fault) => self.health.ill(subject, fault.clone()),
+                None => self.health.well(subject, "takes connections"),
+            }
         }
     }
 

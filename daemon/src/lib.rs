@@ -1,5 +1,6 @@
 //! The hands: the only crate that touches the bastion.
 
+pub mod balancer;
 pub mod bastion;
 pub mod cli;
 pub mod client;
@@ -10,6 +11,7 @@ pub mod dhcp;
 pub mod dns;
 pub mod failure;
 pub mod handout;
+pub mod handover;
 pub mod host;
 pub mod http;
 pub mod image;

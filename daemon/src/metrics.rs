@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+use crate::balancer::{ListenerStatus, Totals};
 use crate::bastion::Bastion;
 use crate::http::Counters;
 use crate::status::Status;
@@ -18,6 +19,7 @@ pub fn page(bastion: &Bastion) -> String {
     let mut page = Page::default();
     site(&mut page, &status);
     servers(&mut page, bastion);
+    balancer(&mut page, &status.balancer);
     page.0
 }
 
@@ -186,6 +188,82 @@ fn http(page: &mut Page, counters: &Counters) {
     for (refusal, count) in counters.refusals() {
         let label = [("reason", refusal.word())];
         page.sample("reveille_http_refused_total", &label, count);
+    }
+}
+
+fn balancer(page: &mut Page, listeners: &[ListenerStatus]) {
+    page.family(
+        "reveille_balancer_connections",
+        "gauge",
+        "Balanced connections open, by cluster and port.",
+    );
+    for listener in listeners {
+        let port = listener.port.to_string();
+        let labels = [("cluster", listener.cluster.as_str()), ("port", &port)];
+        page.sample(
+            "reveille_balancer_connections",
+            &labels,
+            listener.connections,
+        );
+    }
+    page.family(
+        "reveille_balancer_connections_total",
+        "counter",
+        "Balanced connections, by what became of them.",
+    );
+    for listener in listeners {
+        let port = listener.port.to_string();
+        let Totals {
+            accepted,
+            retried,
+            unserved,
+            crowded,
+            expired,
+            ..
+        } = listener.totals;
+        for (what, count) in [
+            ("accepted", accepted),
+            ("retried", retried),
+            ("unserved", unserved),
+            ("crowded", crowded),
+            ("expired", expired),
+        ] {
+            let cluster = ("cluster", listener.cluster.as_str());
+            let labels = [cluster, ("port", &port), ("what", what)];
+            page.sample("reveille_balancer_connections_total", &labels, count);
+        }
+    }
+    page.family(
+        "reveille_balancer_bytes_total",
+        "counter",
+        "Bytes of balanced connections, from clients (in) and to them (out).",
+    );
+    for listener in listeners {
+        let port = listener.port.to_string();
+        let totals = &listener.totals;
+        for (way, count) in [("in", totals.bytes_in), ("out", totals.bytes_out)] {
+            let cluster = ("cluster", listener.cluster.as_str());
+            let labels = [cluster, ("port", &port), ("way", way)];
+            page.sample("reveille_balancer_bytes_total", &labels, count);
+        }
+    }
+    page.family(
+        "reveille_balancer_backends",
+        "gauge",
+        "Backends by health: up, down, unknown, leaving.",
+    );
+    for listener in listeners {
+        let port = listener.port.to_string();
+        for health in ["up", "down", "unknown", "leaving"] {
+            let of_health = listener.backends.iter().filter(|b| b.health == health);
+            let cluster = ("cluster", listener.cluster.as_str());
+            let labels = [cluster, ("port", &port), ("health", health)];
+            page.sample(
+                "reveille_balancer_backends",
+                &labels,
+                of_health.count() as u64,
+            );
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use netboot::event::Event;
 use netboot::host::LinkPolicy;
-use netboot::net::{NodeName, Timestamp};
+use netboot::net::{LinkName, NodeName, Timestamp};
 use netboot::node::NodeSpec;
 use netboot::site::Site;
 use netboot::spec::{ConfigSource, Network, Profile, Purpose, SiteSpec};
@@ -353,6 +353,14 @@ pub fn settings(before: &Settings, after: &Settings) -> Option<Difference> {
                 "tftp.engine",
                 format!("{:?}", settings.tftp_engine).to_lowercase(),
             ),
+            (
+                "balancer.engine",
+                format!("{:?}", settings.balancer).to_lowercase(),
+            ),
+            ("balancer.public", {
+                let links: Vec<&str> = settings.public_links.iter().map(LinkName::as_str).collect();
+                links.join(", ")
+            }),
             ("control.group", settings.group.clone()),
             (
                 "control.read_group",

@@ -20,13 +20,16 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::balancer::haproxy::Haproxy;
+use crate::balancer::{self, Balancer, Limits, feed};
 use crate::bastion::{Bastion, Servers, load};
 use crate::clusters::conductor::Conductor;
 use crate::clusters::keyring::Keyring;
-use crate::config::Settings;
+use crate::config::{BalancerEngine, Settings};
 use crate::controller::{Controller, NotWritten, now};
 use crate::dhcp::{self};
 use crate::failure::{Exit, Failure, faulty_site};
+use crate::handover::Inheritance;
 use crate::host::Journal;
 use crate::host::keeper::Keeper;
 use crate::host::kernel::Failed;
@@ -108,6 +111,8 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         &ledger,
         links.clone(),
     )?;
+    let mut tasks = JoinSet::new();
+    let balancer = start_balancer(&options, &settings, &controller, &links, &stop, &mut tasks)?;
     let files = SiteFiles {
         directory: options.site.display().to_string(),
         loaded: started,
@@ -121,6 +126,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         vault,
         keyring,
         servers,
+        balancer,
         links,
         ca_pem,
         options,
@@ -132,7 +138,6 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         stop: stop.clone(),
     });
     let conductor = Conductor::new(&bastion);
-    let mut tasks = JoinSet::new();
     tasks.spawn(named(
         "the clusters' conductor",
         conductor.run(stop.clone()),
@@ -308,6 +313,45 @@ fn start_servers(
         ("NTP", of_time),
     ];
     Ok((servers, followers))
+}
+
+/// The balancer, and what tells it the site's wishes. It lets connections finish when all else stops.
+fn start_balancer(
+    options: &Options,
+    settings: &Settings,
+    controller: &Controller,
+    links: &watch::Receiver<Arc<Links>>,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<Ended>,
+) -> Result<Balancer, Failure> {
+    let (publish, wanted) = watch::channel(Arc::new(Vec::new()));
+    let feed = feed::follow(
+        controller.clone(),
+        links.clone(),
+        settings.public_links.clone(),
+        publish,
+        stop.clone(),
+    );
+    let (limits, links, until) = (Limits::default(), links.clone(), stop.clone());
+    let balancer = match settings.balancer {
+        BalancerEngine::Off => return Ok(Balancer::default()),
+        BalancerEngine::Haproxy => {
+            let (balancer, haproxy) = Haproxy::new(options.state.join("haproxy"), limits);
+            let engine = haproxy.run(wanted, links, until);
+            tasks.spawn(named("the balancer's HAProxy", engine));
+            balancer
+        }
+        BalancerEngine::Embedded => {
+            let act = "starting the balancer's threads";
+            let started = balancer::start(limits, Inheritance::take());
+            let (balancer, balancing) = started.map_err(failed(act))?;
+            let engine = balancing.run(wanted, links, until);
+            tasks.spawn(named("the balancer", engine));
+            balancer
+        }
+    };
+    tasks.spawn(named("the balancer's view of the site", feed));
+    Ok(balancer)
 }
 
 /// A server's name, and the task that opens its sockets as links come and go. It ends when the server is dropped.

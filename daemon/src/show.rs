@@ -4,6 +4,8 @@ use comfy_table::{Table, presets};
 use netboot::net::Timestamp;
 use serde::Serialize;
 
+use crate::balancer::ListenerStatus;
+
 /// One JSON document, as people can read it too.
 pub(crate) fn json(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("our own shapes are always JSON") + "\n"
@@ -30,4 +32,36 @@ pub(crate) fn moment(at: Timestamp) -> String {
         .ok()
         .and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok())
         .map_or_else(|| at.millis().to_string(), |moment| format!("{moment:.0}"))
+}
+
+/// A row for each backend; the words of its last check where they are not good.
+pub(crate) fn balancer_table(listeners: &[ListenerStatus]) -> String {
+    let mut rows = table(&[
+        "cluster", "port", "backend", "health", "open", "served", "detail",
+    ]);
+    for listener in listeners {
+        let port = format!("{} {}", listener.port, listener.name);
+        if let Some(problem) = listener.problem() {
+            let cells = [&*listener.cluster, &port, "", "", "", "", &problem];
+            rows.add_row(cells.map(str::to_owned));
+        }
+        for backend in &listener.backends {
+            let detail = if backend.health == "up" {
+                ""
+            } else {
+                &*backend.detail
+            };
+            let spare = if backend.spare { " (spare)" } else { "" };
+            rows.add_row([
+                listener.cluster.clone(),
+                port.clone(),
+                format!("{}{spare}", backend.node),
+                backend.health.clone(),
+                backend.connections.to_string(),
+                backend.served.to_string(),
+                detail.to_owned(),
+            ]);
+        }
+    }
+    table_text(&rows)
 }

@@ -20,6 +20,7 @@ use netboot::verdict::{Explanation, Hop};
 use serde::{Deserialize, Serialize};
 
 use crate::clusters::status::ClusterSummary;
+use crate::balancer::ListenerStatus;
 
 /// What the bastion does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +48,9 @@ pub struct Status {
     /// The clusters that definitions want.
     #[serde(default)]
     pub clusters: Vec<ClusterSummary>,
+    /// What the balancer takes connections for, and who is behind it.
+    #[serde(default)]
+    pub balancer: Vec<ListenerStatus>,
     /// How many machines are in each state.
     pub counts: BTreeMap<String, usize>,
     /// The machines.
@@ -341,6 +345,8 @@ pub struct Surroundings {
     pub site: SiteFiles,
     /// What the rooms say.
     pub conditions: Vec<Condition>,
+    /// What the balancer says.
+    pub balancer: Vec<ListenerStatus>,
     /// Ledger entries dropped.
     pub ledger_dropped: u64,
 }
@@ -380,6 +386,7 @@ impl Status {
                 .clusters()
                 .map(|(spec, state)| ClusterSummary::of(site, spec, state, now))
                 .collect(),
+            balancer: around.balancer,
             counts,
             nodes,
             unlisted: site
@@ -696,6 +703,7 @@ mod tests {
                 refused,
             },
             conditions: health.conditions(),
+            balancer: Vec::new(),
             ledger_dropped: 0,
         };
         Status::of(&Site::default(), around, Timestamp::default())

@@ -1,5 +1,6 @@
 //! The one room with `unsafe`: batches of datagrams, a link-layer socket address, a neighbour, a peer's groups, the
 //! clock's state, what of a stream arrived.
+//! clock's state, accepting without a second call, descriptors that a service manager passed.
 //!
 //! Nothing here decides anything. Each block says why it is sound; what it offers is safe to call
 //! with any arguments. The batches exist because one system call a packet costs more than all of
@@ -10,7 +11,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use netboot::ntp::{Clock, Leap};
@@ -482,6 +483,42 @@ pub fn clock() -> io::Result<Clock> {
         },
         error_micros: u32::try_from(timex.maxerror).unwrap_or(u32::MAX),
     })
+}
+
+/// Takes the next connection of a listening IPv4 socket: non-blocking, closed on exec, and from whom.
+pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddrV4)> {
+    // SAFETY: `sockaddr_in` is plain old data, for which all zeroes is a valid value.
+    let mut peer: libc::sockaddr_in = unsafe { zeroed() };
+    let mut length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: both pointers are to locals that outlive the call, and the length says how long the first is.
+    let accepted = unsafe {
+        libc::accept4(
+            listener.as_fd().as_raw_fd(),
+            (&raw mut peer).cast(),
+            &raw mut length,
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
+    };
+    if accepted < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(accepted) };
+    let address = Ipv4Addr::from(u32::from_be(peer.sin_addr.s_addr));
+    Ok((
+        socket,
+        SocketAddrV4::new(address, u16::from_be(peer.sin_port)),
+    ))
+}
+/// Takes over the descriptors that a service manager passed (sd_listen_fds(3)), each with its name.
+#[must_use]
+pub fn adopt(passed: Vec<(RawFd, String)>) -> Vec<(String, OwnedFd)> {
+    let owned = |(number, name)| {
+        // SAFETY: the service manager opened this descriptor for this process before it began and names it to us
+        // alone; the caller reads that word once, so nobody else owns it.
+        (name, unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    passed.into_iter().map(owned).collect()
 }
 
 #[cfg(test)]

@@ -16,18 +16,8 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use crate::cluster::Role;
 use crate::net::{LinkName, NodeName};
-
-/// What a member of a cluster is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Starts the others, and leaves.
-    Bootstrap,
-    /// Runs the API and etcd.
-    ControlPlane,
-    /// Runs what users run.
-    Worker,
-}
 
 /// On which of the bastion's links a port is listened on, and its name answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,7 +33,7 @@ pub enum Sides {
 pub enum Probe {
     /// It completes a TCP handshake.
     Tcp,
-    /// It answers `GET path` over TLS with 200. Its certificate is not looked at: the question is whether it is
+    /// It answers `GET path` over TLS with 200, or with 401 where it serves nobody it does not know. Its certificate is not looked at: the question is whether it is
     /// ready, not who it is, and no secret is sent.
     HttpsReadyz {
         /// Such as `/readyz`.
@@ -105,11 +95,11 @@ pub enum Stay {
     Always,
     /// Until a fact of the cluster was seen to hold.
     Until(String),
-    /// Until a member of another role was seen to hold a fact of its own; from then on only as a spare, for as long as
+    /// Until a member of other roles was seen to hold a fact of its own; from then on only as a spare, for as long as
     /// nobody else behind the port answers.
     SpareOnce {
         /// Who takes over.
-        role: Role,
+        roles: Vec<Role>,
         /// The fact of a node.
         fact: String,
     },
@@ -190,19 +180,22 @@ impl Port {
         }
     }
 
-    /// The router of the cluster's services: the control plane until a worker holds `worker_fact`, then the workers.
+    /// The router of the cluster's services: the control plane until a worker or infra node holds
+    /// `worker_fact`, then those.
     #[must_use]
     pub fn ingress(port: u16, name: &str, worker_fact: &str) -> Self {
         let stay = Stay::SpareOnce {
-            role: Role::Worker,
+            roles: vec![Role::Infra, Role::Worker],
             fact: worker_fact.to_owned(),
         };
+        let once = || Stay::Once(worker_fact.to_owned());
         let turn = |role, stay| Turn { role, stay };
         Self {
             port,
             name: name.to_owned(),
             turns: vec![
-                turn(Role::Worker, Stay::Once(worker_fact.to_owned())),
+                turn(Role::Infra, once()),
+                turn(Role::Worker, once()),
                 turn(Role::ControlPlane, stay),
             ],
             sides: Sides::Both,
@@ -299,7 +292,7 @@ fn backends(port: &Port, members: &[Member], seen: &impl Evidence) -> Vec<Backen
             Stay::Always => false,
             Stay::Until(fact) if seen.holds(fact, None) => continue,
             Stay::Until(_) => false,
-            Stay::SpareOnce { role, fact } => any(*role, fact),
+            Stay::SpareOnce { roles, fact } => roles.iter().any(|role| any(*role, fact)),
             Stay::Once(fact) if any(turn.role, fact) => false,
             Stay::Once(_) => continue,
         };

@@ -51,6 +51,9 @@ pub(super) struct Site {
     /// Time.
     #[serde(default)]
     pub(super) ntp: Given<Ntp>,
+    /// The balancer of the clusters' ports.
+    #[serde(default)]
+    pub(super) balancer: Given<Balancer>,
     /// Who may use the control socket.
     #[serde(default)]
     pub(super) control: Given<Control>,
@@ -241,6 +244,29 @@ pub(super) struct Ntp {
     /// Answer NTP on the networks' links, and say so in DHCP where a network names no server; false unless given.
     #[serde(default)]
     pub(super) serve: Given<bool>,
+}
+
+/// The balancer of the clusters' ports.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Balancer {
+    /// Who takes the connections; `embedded` unless given.
+    #[serde(default)]
+    pub(super) engine: Given<BalancerEngine>,
+    /// Links on which the public ports are taken too, besides those of the clusters' networks; none unless given.
+    #[serde(default)]
+    pub(super) public: Given<Vec<Given<String>>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum BalancerEngine {
+    /// The daemon itself.
+    Embedded,
+    /// A HAProxy that the daemon configures, in the unit `reveille-haproxy`.
+    Haproxy,
+    /// Nobody here.
+    Off,
 }
 
 /// Who may use the control socket besides root.

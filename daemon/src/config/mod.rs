@@ -66,6 +66,10 @@ pub struct Settings {
     pub events_port: u16,
     /// Who moves TFTP's blocks.
     pub tftp_engine: TftpEngine,
+    /// Who takes connections for the clusters.
+    pub balancer: BalancerEngine,
+    /// Links on which the clusters' public ports are taken too.
+    pub public_links: Vec<LinkName>,
     /// The group that may do everything on the control socket.
     pub group: String,
     /// The group that may look.
@@ -82,6 +86,18 @@ pub enum TftpEngine {
     Builtin,
     /// The `async-tftp` crate.
     AsyncTftp,
+}
+
+/// Who takes connections for the clusters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BalancerEngine {
+    /// The daemon itself.
+    #[default]
+    Embedded,
+    /// A HAProxy that the daemon configures.
+    Haproxy,
+    /// Nobody here.
+    Off,
 }
 
 impl Settings {
@@ -104,6 +120,8 @@ impl Default for Settings {
             tls_port: 8443,
             events_port: 8444,
             tftp_engine: TftpEngine::Builtin,
+            balancer: BalancerEngine::Embedded,
+            public_links: Vec::new(),
             group: "reveille".to_owned(),
             read_group: None,
             listen: None,

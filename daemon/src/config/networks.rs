@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use netboot::net::{Destination, Malformed, NetworkName};
+use netboot::net::{Destination, LinkName, Malformed, NetworkName};
 use netboot::spec::{AdmissionPolicy, Mode, Network};
 use netboot::zone::DnsSpec;
 
@@ -14,7 +14,7 @@ use super::host::{self, HostFile};
 use super::judge::{address, list, loaders, missing, need, parse, seconds};
 
 use super::read::{Given, Table};
-use super::{Settings, TftpEngine};
+use super::{BalancerEngine, Settings, TftpEngine};
 
 const LEASE_SECONDS_MIN: u32 = 120;
 const LEASE_SECONDS_MAX: u32 = 365 * 86_400;
@@ -75,6 +75,7 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
         tftp,
         dns,
         ntp,
+        balancer,
         control,
     } = file;
     // A site's name follows the rule of every other name.
@@ -86,6 +87,9 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
         control.value(),
         faults,
     );
+    if let Some(balancer) = balancer.value() {
+        (site.settings.balancer, site.settings.public_links) = balancing(balancer, faults);
+    }
     site.admission = match admission.value() {
         Some(file::Admission::Manual) => AdmissionPolicy::Manual,
         Some(file::Admission::Listed) | None => AdmissionPolicy::Listed,
@@ -207,6 +211,15 @@ fn loopback(given: &Given<String>, faults: &Faults) -> Option<SocketAddr> {
         faults.add(place, "listen", text, problem, "write 127.0.0.1:8067");
     }
     address
+}
+
+fn balancing(balancer: &file::Balancer, faults: &Faults) -> (BalancerEngine, Vec<LinkName>) {
+    let engine = match balancer.engine.value() {
+        Some(file::BalancerEngine::Off) => BalancerEngine::Off,
+        Some(file::BalancerEngine::Haproxy) => BalancerEngine::Haproxy,
+        Some(file::BalancerEngine::Embedded) | None => BalancerEngine::Embedded,
+    };
+    (engine, list(faults, "public", &balancer.public, parse))
 }
 
 fn group(key: &str, given: &Given<String>, faults: &Faults) -> Option<String> {

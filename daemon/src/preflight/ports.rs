@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use netboot::host::Transport;
@@ -122,6 +122,31 @@ fn look(scene: &Scene) -> Vec<Check> {
         .collect()
 }
 
+/// Who listens where a TCP socket was refused this address, as far as the kernel tells.
+pub(crate) fn holder(at: SocketAddrV4) -> Option<String> {
+    let listed = [Domain::IPV4, Domain::IPV6].map(|domain| sockets(Transport::Tcp, domain));
+    let meets = |holder: &Holder| {
+        let by_address = match holder.address {
+            IpAddr::V4(address) => address.is_unspecified() || address == *at.ip(),
+            IpAddr::V6(address) => address
+                .to_ipv4_mapped()
+                .map_or(address.is_unspecified(), |address| address == *at.ip()),
+        };
+        holder.port == at.port() && by_address
+    };
+    let found = listed.into_iter().flatten().flatten().find(meets)?;
+    let named = processes(&BTreeSet::from([found.inode])).remove(&found.inode);
+    Some(who(named.as_ref(), &found))
+}
+
+/// The holder of a socket, in words.
+fn who(process: Option<&Process>, holder: &Holder) -> String {
+    match process {
+        Some(Process { id, name }) => format!("{name} (process {id})"),
+        None => format!("a process of user {}", user(holder.user)),
+    }
+}
+
 fn wanted(scene: &Scene) -> Vec<Wanted> {
     let networks = scene.spec.networks().filter(|n| n.mode != Mode::Off);
     let links: BTreeSet<&LinkName> = networks.map(|network| &network.link).collect();
@@ -182,12 +207,8 @@ fn judge(
                 Some(process) if process.name == DAEMON => {
                     ours.insert(&link.link);
                 }
-                Some(Process { id, name }) => {
-                    let who = format!("{name} (process {id})");
-                    others.entry(who).or_default().insert(&link.link);
-                }
-                None => {
-                    let who = format!("a process of user {}", user(holder.user));
+                process => {
+                    let who = who(process, holder);
                     others.entry(who).or_default().insert(&link.link);
                 }
             }

@@ -22,6 +22,7 @@ use std::str::FromStr;
 use netboot::cluster::Course;
 pub use netboot::cluster::Role;
 use netboot::csr::{Bootstrapper, CsrPolicy};
+use netboot::endpoint::Port;
 use netboot::net::{Hostname, Malformed, Subnet};
 use netboot::spec::Profile;
 use serde_json::Value;
@@ -51,6 +52,24 @@ impl Platform {
             Self::Okd => "okd",
             Self::Talos => "talos",
             Self::K3s => "k3s",
+        }
+    }
+
+    /// The ports that the bastion takes for a cluster, and who is behind them.
+    ///
+    /// OKD's bootstrap machine leaves when etcd has let go of its member, and not when bootstrapping is complete: until
+    /// then it may be needed for a quorum (openshift/installer, `cmd/openshift-install/create.go`).
+    #[must_use]
+    pub fn ports(self) -> Vec<Port> {
+        const MEMBER_REMOVED: &str = "bootstrap-member-removed";
+        match self {
+            Self::Okd => vec![
+                Port::api(Some(MEMBER_REMOVED)),
+                Port::machine_config(MEMBER_REMOVED),
+                Port::ingress(80, "ingress-http", "node-ready"),
+                Port::ingress(443, "ingress", "node-ready"),
+            ],
+            Self::Talos | Self::K3s => vec![Port::api(None)],
         }
     }
 

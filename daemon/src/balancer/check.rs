@@ -1,0 +1,220 @@
+//! Whether backends may get connections, asked again and again.
+//!
+//! One task for each target looks, counts good and bad answers in a row and turns the target's health. A connection that
+//! failed makes it look at once, so a backend that died is out after a moment and not after `fall` intervals.
+
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::Duration;
+
+use netboot::endpoint::{Check, Probe};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{self, CryptoProvider};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tracing::{info, warn};
+
+use super::flow::local_header;
+use super::pool::{Health, Target};
+
+/// Between two looks, however many connections fail.
+const SHORTEST: Duration = Duration::from_millis(200);
+/// Of an answer, the part that is read: its status line is at its beginning.
+const ANSWER: usize = 1024;
+
+/// Good and bad answers in a row, and what they make of a backend.
+#[derive(Debug, Default)]
+struct Streak {
+    good: u8,
+    bad: u8,
+}
+
+impl Streak {
+    /// The health after one more answer. The first answer of all decides by itself: a daemon that was just started
+    /// has connections waiting.
+    fn health(&mut self, before: Health, good: bool, check: &Check) -> Health {
+        if good {
+            (self.good, self.bad) = (self.good.saturating_add(1), 0);
+        } else {
+            (self.good, self.bad) = (0, self.bad.saturating_add(1));
+        }
+        match before {
+            Health::Unknown if good => Health::Up,
+            Health::Unknown => Health::Down,
+            Health::Down if self.good >= check.rise => Health::Up,
+            Health::Up if self.bad >= check.fall => Health::Down,
+            Health::Up | Health::Down => before,
+        }
+    }
+}
+
+/// Looks at a target for ever.
+pub(super) async fn watch(target: Arc<Target>, check: Check, proxy_protocol: bool, label: String) {
+    let interval = Duration::from_millis(u64::from(check.interval)).max(SHORTEST);
+    let mut streak = Streak::default();
+    loop {
+        let looked = match timeout(interval, look(&target, &check.probe, proxy_protocol)).await {
+            Ok(looked) => looked,
+            Err(_) => Err(format!("no answer within {} ms", interval.as_millis())),
+        };
+        let before = target.health();
+        let health = streak.health(before, looked.is_ok(), &check);
+        let words = looked.unwrap_or_else(|why| why);
+        if health != before {
+            let (node, address) = (&target.node, target.address);
+            match health {
+                Health::Up => info!(listener = %label, %node, %address, "backend is up: {words}"),
+                Health::Unknown | Health::Down => {
+                    warn!(listener = %label, %node, %address, "backend is down: {words}");
+                }
+            }
+        }
+        target.words.store(Arc::new(words));
+        target.set_health(health);
+        sleep(SHORTEST).await;
+        tokio::select! {
+            () = sleep(interval - SHORTEST) => {}
+            () = target.suspicion.notified() => {}
+        }
+    }
+}
+
+/// One look: what was seen, good or bad.
+async fn look(target: &Target, probe: &Probe, proxy_protocol: bool) -> Result<String, String> {
+    let address = target.address;
+    let said = |error: std::io::Error| format!("{address}: {error}");
+    let mut stream = TcpStream::connect(address).await.map_err(said)?;
+    if proxy_protocol {
+        stream.write_all(&local_header()).await.map_err(said)?;
+    }
+    match probe {
+        Probe::Tcp => Ok(format!("{address} takes connections")),
+        Probe::HttpsReadyz { path } => readyz(stream, address, path).await,
+    }
+}
+
+async fn readyz(stream: TcpStream, address: SocketAddrV4, path: &str) -> Result<String, String> {
+    let said = |error: std::io::Error| format!("{address}: {error}");
+    let config = connector().map_err(|error| error.to_string())?;
+    let name = ServerName::IpAddress((*address.ip()).into());
+    let mut stream = config.connect(name, stream).await.map_err(said)?;
+    let question = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: reveille\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(question.as_bytes()).await.map_err(said)?;
+    let mut answer = Vec::new();
+    // The end may come without TLS' own goodbye; what came before it counts.
+    let read = stream.take(ANSWER as u64).read_to_end(&mut answer).await;
+    match status(&answer) {
+        Some(200) => Ok(format!("200 from {address}{path}")),
+        // An API server that answers nobody it does not know; one that does not serve says nothing at all.
+        Some(401) => Ok(format!(
+            "401 from {address}{path}, which serves only those it knows"
+        )),
+        Some(status) => Err(format!("{status} from {address}{path}")),
+        None => match read {
+            Ok(_) => Err(format!("{address}{path} answers no HTTP")),
+            Err(error) => Err(said(error)),
+        },
+    }
+}
+
+/// The status of an answer (RFC 9112, section 4).
+fn status(answer: &[u8]) -> Option<u16> {
+    let line = answer.strip_prefix(b"HTTP/1.")?;
+    let digits = line.get(2..5)?;
+    matches!(line.get(5), None | Some(b' ' | b'\r'))
+        .then(|| std::str::from_utf8(digits).ok()?.parse().ok())?
+}
+
+fn connector() -> Result<TlsConnector, rustls::Error> {
+    let provider = Arc::new(crypto::ring::default_provider());
+    let verifier = Arc::new(Anybody(Arc::clone(&provider)));
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Takes any certificate. For checks alone: they send nothing that is secret and believe nothing but "ready", which
+/// decides where connections go whose ends know each other by themselves.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_takes_answers_in_a_row_to_turn_a_backend_and_the_first_one_decides() {
+        let check = Check::tcp();
+        let (mut streak, mut health) = (Streak::default(), Health::Unknown);
+        let mut told = Vec::new();
+        for good in [
+            true, false, false, true, false, false, false, true, false, true, true,
+        ] {
+            health = streak.health(health, good, &check);
+            told.push(health == Health::Up);
+        }
+        let up = [
+            true, true, true, true, true, true, false, false, false, false, true,
+        ];
+        assert_eq!(told, up);
+    }
+
+    #[test]
+    fn only_a_whole_status_line_has_a_status() {
+        assert_eq!(status(b"HTTP/1.1 200 OK\r\n"), Some(200));
+        assert_eq!(status(b"HTTP/1.0 503 Service Unavailable\r\n"), Some(503));
+        for other in [
+            &b"HTTP/1.1 20"[..],
+            b"HTTP/2 200",
+            b"SSH-2.0-x",
+            b"",
+            b"HTTP/1.1 2000",
+        ] {
+            assert_eq!(status(other), None);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What the site wants of the balancer now: its clusters' ports, who is behind each by what was seen, and the bastion's
+//! links to take connections on.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ignition::platform::Platform;
+use ipnet::Ipv4Net;
+use netboot::cluster::{ClusterSpec, ClusterState};
+use netboot::endpoint::{Endpoint, Ground, Listener, Member, Place, Taken, endpoints, placed};
+use netboot::net::{LinkName, NodeName};
+use netboot::site::Site;
+use netboot::spec::SiteSpec;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::controller::Controller;
+use crate::link::{Link, Links};
+
+/// How often the newest snapshot is looked at.
+const LOOK_AT_SITE: Duration = Duration::from_millis(250);
+
+/// Publishes what is wanted, as the site and the links change, until `stop`.
+pub async fn follow(
+    controller: Controller,
+    mut links: watch::Receiver<Arc<Links>>,
+    public: Vec<LinkName>,
+    publish: watch::Sender<Arc<Vec<Listener>>>,
+    stop: CancellationToken,
+) -> Result<(), &'static str> {
+    let mut look = tokio::time::interval(LOOK_AT_SITE);
+    let mut told = Vec::new();
+    loop {
+        let seen = Arc::clone(&links.borrow_and_update());
+        let (listeners, taken) = wanted(&controller.snapshot().load(), &seen, &public);
+        if taken != told {
+            for contradiction in &taken {
+                warn!("{contradiction}");
+            }
+            told = taken;
+        }
+        publish.send_if_modified(|published| {
+            let changed = **published != listeners;
+            if changed {
+                *published = Arc::new(listeners);
+            }
+            changed
+        });
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            changed = links.changed() => changed.map_err(|_| "nobody follows the links")?,
+            _ = look.tick() => {}
+        }
+    }
+}
+
+/// The listeners that the site wants, and the addresses that two clusters want.
+#[must_use]
+pub fn wanted(site: &Site, links: &Links, public: &[LinkName]) -> (Vec<Listener>, Vec<Taken>) {
+    let of_cluster = |(spec, state): (&Arc<ClusterSpec>, &Arc<ClusterState>)| {
+        let ports = spec
+            .platform
+            .parse::<Platform>()
+            .map_or(Vec::new(), Platform::ports);
+        let members: Vec<Member> = members(site.spec(), spec, state);
+        let holds = |fact: &str, node: Option<&NodeName>| {
+            fact.parse().is_ok_and(|fact| state.knows(&fact, node))
+        };
+        let endpoints = endpoints(spec.name.as_str(), &ports, &members, &holds);
+        (endpoints, ground(site.spec(), spec, links, public))
+    };
+    let clusters: Vec<(Vec<Endpoint>, Ground)> = site.clusters().map(of_cluster).collect();
+    placed(
+        clusters
+            .iter()
+            .map(|(endpoints, ground)| (endpoints.as_slice(), ground)),
+    )
+}
+
+fn members(site: &SiteSpec, spec: &ClusterSpec, state: &ClusterState) -> Vec<Member> {
+    let member = |member: &Arc<netboot::cluster::Member>| {
+        let node = site.node(&member.node)?;
+        let mut links = node.links.iter();
+        let link = links.find(|link| link.network == spec.network);
+        Some(Member {
+            node: member.node.clone(),
+            role: member.role,
+            address: link.unwrap_or(node.boot_link()).address,
+        })
+    };
+    state.members.iter().filter_map(member).collect()
+}
+
+fn ground(site: &SiteSpec, spec: &ClusterSpec, links: &Links, public: &[LinkName]) -> Ground {
+    let place = |name: &LinkName, address: fn(&Link, Ipv4Net) -> Option<Ipv4Addr>, subnet| {
+        let link = links.get(name.as_str())?;
+        Some(Place {
+            link: name.clone(),
+            address: address(link, subnet)?,
+        })
+    };
+    let first = |link: &Link, _: Ipv4Net| link.addresses.first().map(Ipv4Net::addr);
+    let network = site.network(&spec.network);
+    let private = network.and_then(|network| {
+        let subnet = network.subnet.net();
+        match network.relayed {
+            // A relayed network has no address of ours in it: its machines reach the link's own.
+            true => place(&network.link, first, subnet),
+            false => place(&network.link, Link::address_in, subnet),
+        }
+    });
+    let public = public
+        .iter()
+        .filter_map(|name| place(name, first, Ipv4Net::default()));
+    Ground {
+        private: private.into_iter().collect(),
+        public: public.collect(),
+    }
+}

@@ -1,0 +1,60 @@
+//! Where connections are taken: listening sockets, kept from one process to the next.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use netboot::net::LinkName;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::flow::keep_alive;
+
+/// Connections that the kernel completes before a worker accepts them: some seconds' worth, for a restart.
+const BACKLOG: i32 = 4096;
+
+/// One listening socket.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Spot {
+    pub(super) at: SocketAddrV4,
+    /// Only packets that came in by this link, by its name and the kernel's number: one that was deleted and made
+    /// again keeps its name, but a socket bound to it is dead.
+    pub(super) link: Option<(LinkName, u32)>,
+}
+
+impl Spot {
+    /// What it is called with the service manager.
+    pub(super) fn name(&self) -> String {
+        format!("balancer-{}-{}", self.at.ip(), self.at.port())
+    }
+}
+
+/// The socket that the last process left, if it is this very spot.
+pub(super) fn adopt(spot: &Spot, left: OwnedFd) -> Option<Socket> {
+    let socket = Socket::from(left);
+    let at = socket.local_addr().ok()?.as_socket_ipv4()?;
+    let device = socket.device().ok()?;
+    let wanted = spot.link.as_ref().map(|(name, _)| name.as_str().as_bytes());
+    let same = at == spot.at && device.as_deref() == wanted && socket.is_listener().ok()?;
+    if same {
+        socket.set_nonblocking(true).ok()?;
+    }
+    same.then_some(socket)
+}
+
+/// Opens a spot. What is set on it, accepted connections inherit.
+pub(super) fn open(spot: &Spot) -> io::Result<Socket> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::IPV4, kind, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if let Some((link, _)) = &spot.link {
+        // The address alone doesn't do: Linux accepts a packet for any of its addresses on any link.
+        socket.bind_device(Some(link.as_str().as_bytes()))?;
+    }
+    socket.bind(&spot.at.into())?;
+    socket.set_tcp_nodelay(true)?;
+    keep_alive(&socket)?;
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(90)))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
