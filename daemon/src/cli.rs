@@ -283,6 +283,15 @@ pub enum ClusterCommand {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Keep what a cluster's documents are made from: OKD's installer directory, or Talos' secrets.yaml
+    Import {
+        /// The cluster's name
+        name: ClusterName,
+        /// What openshift-install left in its directory, or a file that `talosctl gen secrets` wrote
+        path: PathBuf,
+        #[command(flatten)]
+        socket: Socket,
+    },
     /// Hand out the file that kubectl uses; the ledger notes who asked
     Kubeconfig(HandOutOptions),
     /// Hand out the file that talosctl uses; the ledger notes who asked

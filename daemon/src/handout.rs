@@ -1,13 +1,21 @@
-//! `reveille cluster kubeconfig` and `talosconfig`: what opens a cluster, for whoever administers it.
+//! `reveille cluster kubeconfig` and `talosconfig`: what opens a cluster, for whoever administers it; and `import`, the way
+//! in for secrets that others made.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
-use crate::cli::HandOutOptions;
+use ignition::platform::Secrets;
+use ignition::secret::Secret;
+use netboot::cluster::ClusterName;
+
+use crate::cli::{HandOutOptions, Socket};
 use crate::client::{Ask, ask};
 use crate::failure::{Exit, Failure, print};
-use crate::http::handout::HandedOut;
+use crate::http::handout::{HandedOut, Imported};
+use crate::okd;
+use crate::vault::SECRET_BYTES_MAX;
 
 /// `reveille cluster kubeconfig` and `talosconfig`; `what` is one of these words.
 ///
@@ -15,20 +23,59 @@ use crate::http::handout::HandedOut;
 /// [`Failure`]
 pub fn run(options: &HandOutOptions, what: &str) -> Result<(), Failure> {
     let path = format!("/api/v1/clusters/{}/{what}", options.name);
-    let HandedOut { file } = ask(&options.socket, &Ask::post(&path, b""))?;
+    let asked = || ask(&options.socket, &Ask::post(&path, b""));
     let Some(output) = &options.output else {
+        let HandedOut { file } = asked()?;
         return print(&file);
     };
+    let act = || format!("writing {}", output.display());
+    // What can't be kept is not asked for: each time it leaves is a line of the ledger.
     let mut new = OpenOptions::new();
-    let written = new
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(output)
-        .and_then(|mut new| new.write_all(file.as_bytes()));
-    written.map_err(|error| {
-        let act = format!("writing {}", output.display());
-        Failure::of(Exit::Failed, act, &error)
+    let made = new.write(true).create_new(true).mode(0o600).open(output);
+    let mut made = made.map_err(|error| {
+        Failure::of(Exit::Failed, act(), &error)
             .with_remedy("name a file that is not there yet, in a directory that is yours")
-    })
+    })?;
+    let written = asked().and_then(|HandedOut { file }| {
+        let written = made.write_all(file.as_bytes());
+        written.map_err(|error| Failure::of(Exit::Failed, act(), &error))
+    });
+    if written.is_err() {
+        // Half a file is worth nothing, and the failure says more than this one's would.
+        let _ = std::fs::remove_file(output);
+    }
+    written
+}
+
+/// `reveille cluster import`: a directory is an OKD installer's, a file is Talos' secrets bundle.
+///
+/// # Errors
+/// [`Failure`]
+pub fn import(name: &ClusterName, path: &Path, socket: &Socket) -> Result<(), Failure> {
+    let sealed = if path.is_dir() {
+        let set = okd::import(path).map_err(|error| {
+            Failure::of(Exit::Configuration, "reading the installer's set", &error)
+        })?;
+        Secrets::Okd(set).seal()
+    } else {
+        read(path).map_err(|error| {
+            let act = format!("reading {}", path.display());
+            Failure::of(Exit::Failed, act, &error)
+                .with_remedy("name openshift-install's directory, or Talos' secrets.yaml")
+        })?
+    };
+    let path = format!("/api/v1/clusters/{name}/secrets");
+    let Imported { words } = ask(socket, &Ask::post(&path, sealed.expose()))?;
+    print(&format!("{words}\n"))
+}
+
+fn read(path: &Path) -> io::Result<Secret<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(SECRET_BYTES_MAX).unwrap_or(u64::MAX);
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    let bytes = Secret::new(bytes);
+    if bytes.expose().len() > SECRET_BYTES_MAX {
+        return Err(io::Error::other("it is larger than any set of secrets"));
+    }
+    Ok(bytes)
 }

@@ -19,8 +19,8 @@ use netboot::spec::{Mode, Network};
 use netboot::verdict::{Explanation, Hop};
 use serde::{Deserialize, Serialize};
 
-use crate::clusters::status::ClusterSummary;
 use crate::balancer::ListenerStatus;
+use crate::clusters::status::ClusterSummary;
 
 /// What the bastion does.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,6 +1,5 @@
 //! The one room with `unsafe`: batches of datagrams, a link-layer socket address, a neighbour, a peer's groups, the
-//! clock's state, what of a stream arrived.
-//! clock's state, accepting without a second call, descriptors that a service manager passed.
+//! clock's state, what of a stream arrived, accepting without a second call, descriptors that a service manager passed.
 //!
 //! Nothing here decides anything. Each block says why it is sound; what it offers is safe to call
 //! with any arguments. The batches exist because one system call a packet costs more than all of

@@ -44,6 +44,14 @@ impl<T: Zeroize> Secret<T> {
     }
 }
 
+impl Secret<String> {
+    /// The same as bytes, still a secret.
+    #[must_use]
+    pub fn to_bytes(&self) -> Secret<Vec<u8>> {
+        Secret::new(self.0.clone().into_bytes())
+    }
+}
+
 impl<T: Zeroize> fmt::Debug for Secret<T> {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         to.write_str("Secret(..)")

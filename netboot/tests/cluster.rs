@@ -410,12 +410,13 @@ fn a_bootstrap_machine_that_becomes_a_worker_is_wiped_only_by_consent() {
 #[test]
 fn the_first_control_plane_is_the_only_one_the_database_is_started_on() {
     let site = seated(spec(fleet(7), vec![prod()]));
-    let intended = |site: &Site| match site
-        .apply(Event::BootstrapIntended(name("prod")), NOW)
-        .outcome
-    {
-        Outcome::Bootstrap(answer) => answer,
-        other => panic!("{other:?}"),
+    let intended = |site: &Site| {
+        let event = Event::BootstrapIntended(name("prod"));
+        let outcome = site.apply(event, NOW).outcome;
+        let Outcome::Bootstrap(answer) = outcome else {
+            panic!("{outcome:?}");
+        };
+        answer
     };
     assert!(
         intended(&site)

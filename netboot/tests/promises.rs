@@ -135,6 +135,7 @@ prop_compose! {
             cordoned,
             state,
             generation,
+            configured: None,
             installed: installed.then_some(Install { generation, attempt: 1, at: NOW }),
             permit,
             consented_disk: None,

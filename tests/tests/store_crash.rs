@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use daemon::controller::{Controller, now};
 use daemon::ledger::Ledger;
+use daemon::store::disk::SCHEMA;
 use daemon::store::{Opened, Store, StoreError, export, exports, import};
 use netboot::attempt::Fact;
 use netboot::event::{Event, LeaseAsked, Outcome, ScriptAsked};
@@ -386,7 +387,11 @@ fn an_export_brings_everything_back_and_a_damaged_one_nothing() {
         fs::write(&file, damaged).unwrap();
         assert!(export::read(&file).is_err(), "line {skip} is missing");
     }
-    fs::write(&file, text.replacen("\"schema\":1", "\"schema\":2", 1)).unwrap();
+    let (ours, newer) = (
+        format!("\"schema\":{SCHEMA}"),
+        format!("\"schema\":{}", SCHEMA + 1),
+    );
+    fs::write(&file, text.replacen(&ours, &newer, 1)).unwrap();
     let refused = import(other.path(), &file).unwrap_err().to_string();
     assert!(
         refused.contains("use the version that wrote it"),

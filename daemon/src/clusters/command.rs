@@ -25,6 +25,7 @@ const WATCH_TIME: Duration = Duration::from_secs(1);
 /// [`Failure`]; `plan` ends with code 2 when something would change, which is printed.
 pub fn run(command: ClusterCommand) -> Result<(), Failure> {
     match command {
+        ClusterCommand::Import { name, path, socket } => handout::import(&name, &path, &socket),
         ClusterCommand::Kubeconfig(options) => handout::run(&options, "kubeconfig"),
         ClusterCommand::Talosconfig(options) => handout::run(&options, "talosconfig"),
         ClusterCommand::Apply(options) => {

@@ -97,6 +97,44 @@ impl Keyring {
         Ok(keys)
     }
 
+    /// Keeps secrets that others made, in the place of what is there. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`NoKeys`]: everything that is wrong with them, or the disk's refusal; nothing changed.
+    pub(crate) fn import(
+        &self,
+        spec: &ClusterSpec,
+        sealed: &Secret<Vec<u8>>,
+        now: Timestamp,
+    ) -> Result<String, NoKeys> {
+        let platform: Platform = spec
+            .platform
+            .parse()
+            .map_err(|error| said("reading the platform", &error))?;
+        let secrets = platform.unseal(sealed).map_err(NoKeys)?;
+        let told = match &secrets {
+            Secrets::Okd(set) => {
+                let foreign = set.foreign(spec.name.as_str(), &spec.domain);
+                refuse(&foreign)?;
+                let age = set.life().age(now);
+                if !age.may_install() {
+                    return Err(NoKeys(format!("the set can't be used: {age}")));
+                }
+                format!("the installer's set of {} is kept: {age}", spec.name)
+            }
+            Secrets::Talos(bundle) => {
+                refuse(&mint::talos::inspect(bundle, now))?;
+                format!("the secrets bundle of {} is kept", spec.name)
+            }
+            Secrets::K3s(_) => format!("the secrets of {} are kept", spec.name),
+        };
+        self.vault
+            .put(&spec.name, platform.word(), &secrets.seal())
+            .map_err(|error| said("keeping its secrets", &error))?;
+        self.forget(&spec.name);
+        Ok(told)
+    }
+
     fn make(
         &self,
         platform: Platform,
@@ -154,13 +192,13 @@ impl Keyring {
         self.put(spec, KUBECONFIG, &kubeconfig)?;
         Ok(Keys {
             secrets,
-            kubeconfig: bytes(&kubeconfig),
+            kubeconfig: kubeconfig.to_bytes(),
             machines,
         })
     }
 
     fn put(&self, spec: &ClusterSpec, kind: &str, text: &Secret<String>) -> Result<(), NoKeys> {
-        let put = self.vault.put(&spec.name, kind, &bytes(text));
+        let put = self.vault.put(&spec.name, kind, &text.to_bytes());
         put.map_err(|error| said("keeping what administers it", &error))
     }
 
@@ -170,8 +208,12 @@ impl Keyring {
     }
 }
 
-fn bytes(text: &Secret<String>) -> Secret<Vec<u8>> {
-    Secret::new(text.expose().clone().into_bytes())
+fn refuse<Fault: ToString>(faults: &[Fault]) -> Result<(), NoKeys> {
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let words: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    Err(NoKeys(words.join("; ")))
 }
 
 fn said(act: &str, error: &dyn std::error::Error) -> NoKeys {

@@ -1,23 +1,27 @@
 //! What an administrator needs to use a cluster: its kubeconfig, its talosconfig. Both open everything, so they leave over the
-//! control socket alone, for those who may change, and each time is a person's act in the ledger.
+//! control socket alone, for those who may change, and each time is a person's act in the ledger. By the same way come in the
+//! secrets that others made.
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use ignition::secret::Secret;
 use netboot::attempt::Fact;
-use netboot::cluster::ClusterName;
+use netboot::cluster::{ClusterName, Member};
 use netboot::net::Malformed;
 use serde::{Deserialize, Serialize};
 
 use super::control::Changer;
 use super::words::Problem;
 use crate::bastion::Bastion;
-use crate::vault::{KUBECONFIG, TALOSCONFIG, VaultError};
+use crate::controller::now;
+use crate::vault::{KUBECONFIG, SECRET_BYTES_MAX, TALOSCONFIG, VaultError};
 
 /// A file that opens a cluster.
 #[derive(Serialize, Deserialize)]
@@ -31,6 +35,10 @@ pub fn routes(bastion: Arc<Bastion>) -> Router {
     Router::new()
         .route("/api/v1/clusters/{name}/kubeconfig", post(kubeconfig))
         .route("/api/v1/clusters/{name}/talosconfig", post(talosconfig))
+        .route(
+            "/api/v1/clusters/{name}/secrets",
+            post(import).layer(DefaultBodyLimit::max(SECRET_BYTES_MAX)),
+        )
         .with_state(bastion)
 }
 
@@ -48,6 +56,57 @@ async fn talosconfig(
     name: Path<String>,
 ) -> Result<Response, Problem> {
     hand_out(&bastion, by, &name, "talosconfig", TALOSCONFIG).await
+}
+
+/// What an import did.
+#[derive(Serialize, Deserialize)]
+pub struct Imported {
+    /// One sentence.
+    pub words: String,
+}
+
+/// Takes in the secrets of a cluster that others made. They are judged as the platform would judge them, and never put in
+/// the place of those that a machine was given.
+async fn import(
+    Changer(by): Changer,
+    State(bastion): State<Arc<Bastion>>,
+    name: Path<String>,
+    body: Bytes,
+) -> Result<Json<Imported>, Problem> {
+    let cluster: ClusterName = name.parse().map_err(|malformed: Malformed| {
+        Problem::new(StatusCode::BAD_REQUEST, malformed.to_string())
+    })?;
+    let site = bastion.controller.snapshot().load();
+    let Some((spec, state)) = site.cluster(&cluster) else {
+        let none = format!("no definition wants a cluster {cluster}");
+        return Err(Problem::new(StatusCode::NOT_FOUND, none)
+            .with_remedy("`reveille cluster apply` its definition first"));
+    };
+    let given = |member: &Arc<Member>| site.record(&member.node).configured.is_some();
+    if let Some(member) = state.members.iter().find(|member| given(member)) {
+        let taken = format!(
+            "{} was already given a config that was made from the secrets that are there",
+            member.node
+        );
+        return Err(Problem::new(StatusCode::CONFLICT, taken)
+            .with_remedy("destroy the cluster and apply it again, or keep its secrets"));
+    }
+    let (spec, secret) = (Arc::clone(spec), Secret::new(body.to_vec()));
+    let keyring = Arc::clone(&bastion.keyring);
+    let taken = tokio::task::spawn_blocking(move || keyring.import(&spec, &secret, now())).await;
+    let taken = taken.expect("keeping secrets does not panic, and nobody aborts it");
+    let words = taken.map_err(|why| {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why.to_string())
+            .with_remedy("mend what was named and import it again; nothing changed")
+    })?;
+    tracing::info!(%cluster, %by, "secrets were imported");
+    let fact = Fact::Person {
+        act: "import".into(),
+        by,
+        detail: Some(format!("secrets of cluster {cluster}")),
+    };
+    bastion.ledger.note(None, None, fact);
+    Ok(Json(Imported { words }))
 }
 
 async fn hand_out(

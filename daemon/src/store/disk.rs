@@ -538,6 +538,7 @@ mod tests {
         let written = include_bytes!("record-1.json");
         let mut record = full_record();
         // What came later begins with its default.
+        record.configured = None;
         if let Some(attempt) = &mut record.attempt {
             attempt.deliveries = Deliveries::default();
         }

@@ -74,6 +74,8 @@ pub fn judge(settings: &Value) -> Result<Settings, Vec<SettingFault>> {
             ),
         }
     }
+    // Maps come in the order of their reader, people read by key.
+    faults.sort_by(|one, other| one.pointer.cmp(&other.pointer));
     if faults.is_empty() {
         Ok(read)
     } else {
