@@ -12,7 +12,7 @@
 //! done. A cluster whose round takes long holds up no other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ignition::platform::{Platform, Secrets};
@@ -31,6 +31,7 @@ use super::{looks, member};
 use crate::bastion::Bastion;
 use crate::controller::{Controller, NotWritten, now};
 use crate::ledger::Ledger;
+use crate::probe::kube::csr::CsrOutcome;
 use crate::probe::kube::{self, KubeAccess, TrustedCa};
 use crate::probe::talos::{self, BootstrapAnswer};
 use crate::status::Health;
@@ -38,6 +39,8 @@ use crate::status::Health;
 /// Between two rounds of a cluster that is on its way, and of one that is ready.
 const ROUND_TIME: Duration = Duration::from_secs(2);
 const READY_ROUND_TIME: Duration = Duration::from_secs(10);
+/// Requests that an alarm names.
+const ALARMS_SHOWN: usize = 3;
 
 /// Everything a round needs.
 #[derive(Clone)]
@@ -48,6 +51,22 @@ pub(crate) struct Conductor {
     health: Health,
     /// Certificate requests that an alarm was raised for, so that it is raised once.
     alarmed: Arc<Mutex<BTreeMap<ClusterName, BTreeSet<String>>>>,
+}
+
+/// Where a cluster's conditions are told.
+#[derive(Clone, Copy)]
+enum Room {
+    Kubeconfig,
+    Bootstrap,
+    Certificates,
+}
+
+fn room(cluster: &ClusterName, room: Room) -> String {
+    match room {
+        Room::Kubeconfig => format!("kubeconfig of {cluster}"),
+        Room::Bootstrap => format!("bootstrap of {cluster}"),
+        Room::Certificates => format!("certificates of {cluster}"),
+    }
 }
 
 impl Conductor {
@@ -105,8 +124,26 @@ impl Conductor {
                     (name, if ready { READY_ROUND_TIME } else { ROUND_TIME })
                 });
             }
+            for name in due.keys().filter(|name| site.cluster(name).is_none()) {
+                self.forget(name);
+            }
             due.retain(|name, _| site.cluster(name).is_some());
         }
+    }
+}
+
+impl Conductor {
+    fn alarmed(&self) -> MutexGuard<'_, BTreeMap<ClusterName, BTreeSet<String>>> {
+        // Each write is one insertion, so what a panicking holder left is whole.
+        self.alarmed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing is told any more of a cluster that no definition wants.
+    fn forget(&self, cluster: &ClusterName) {
+        for each in [Room::Kubeconfig, Room::Bootstrap, Room::Certificates] {
+            self.health.forget(&room(cluster, each));
+        }
+        self.alarmed().remove(cluster);
     }
 }
 
@@ -169,13 +206,15 @@ impl Round {
 
     fn kubernetes(&self, keys: &Keys) -> Option<KubeAccess> {
         let at = looks::apis(&self.site, &self.spec, &self.state);
+        let room = room(&self.spec.name, Room::Kubeconfig);
         match KubeAccess::from_kubeconfig(&keys.kubeconfig, &at) {
-            Ok(access) => Some(access),
+            Ok(access) => {
+                self.conductor.health.forget(&room);
+                Some(access)
+            }
             Err(fault) => {
-                let room = format!("cluster {}", self.spec.name);
-                self.conductor
-                    .health
-                    .ill(&room, format!("its kubeconfig can't be used: {fault}"));
+                let what = format!("its kubeconfig can't be used: {fault}");
+                self.conductor.health.ill(&room, what);
                 None
             }
         }
@@ -203,7 +242,7 @@ impl Round {
             return;
         };
         let answer = talos::bootstrap(machines, (address, talos::PORT).into()).await;
-        let room = format!("cluster {}", self.spec.name);
+        let room = room(&self.spec.name, Room::Bootstrap);
         match answer {
             BootstrapAnswer::Done | BootstrapAnswer::AlreadyDone => {
                 tracing::info!(cluster = %self.spec.name, %node, ?answer, "its database was started");
@@ -234,63 +273,59 @@ impl Round {
                 return;
             }
         };
+        let before = self.conductor.alarmed().get(&self.spec.name).cloned();
         let mut pending = BTreeSet::new();
-        for outcome in outcomes {
-            let (what, alarm) = match (&outcome.verdict, &outcome.failed) {
-                (Verdict::Approve(node), None) => {
-                    (format!("{} of {node} approved", outcome.csr), false)
-                }
+        for CsrOutcome {
+            csr,
+            user,
+            verdict,
+            failed,
+        } in outcomes
+        {
+            let what = match (verdict, failed) {
+                (Verdict::Approve(node), None) => format!("{csr} of {node} approved"),
                 (Verdict::Approve(node), Some(why)) => {
-                    tracing::warn!(
-                        csr = outcome.csr,
-                        node,
-                        why,
-                        "an approval failed; it is tried again"
-                    );
+                    tracing::warn!(csr, node, why, "an approval failed; it is tried again");
                     continue;
                 }
                 (Verdict::Leave(_), _) => continue,
                 (Verdict::Alarm(alarm), _) => {
-                    pending.insert(outcome.csr.clone());
-                    let asked =
-                        format!("{} by {} stays pending: {alarm}", outcome.csr, outcome.user);
-                    (asked, true)
+                    pending.insert(csr.clone());
+                    if before.as_ref().is_some_and(|before| before.contains(&csr)) {
+                        continue;
+                    }
+                    let what = format!("{csr} by {user} stays pending: {alarm}");
+                    tracing::warn!(cluster = %self.spec.name, "{what}");
+                    what
                 }
             };
-            if alarm && !self.first_alarm(&outcome.csr) {
-                continue;
-            }
-            if alarm {
-                tracing::warn!(cluster = %self.spec.name, "{what}");
-            }
             let room = "certificates".into();
-            self.conductor
-                .ledger
-                .note(None, None, Fact::Bastion { room, what });
+            let fact = Fact::Bastion { room, what };
+            self.conductor.ledger.note(None, None, fact);
         }
-        let room = format!("certificates of {}", self.spec.name);
-        if pending.is_empty() {
-            self.conductor.health.forget(&room);
-        } else {
-            let names: Vec<&str> = pending.iter().map(String::as_str).collect();
-            let what = format!(
-                "{} stay pending and are not what a node of ours would ask; see `reveille events`, then decide with kubectl",
-                names.join(", ")
-            );
-            self.conductor.health.ill(&room, what);
-        }
+        self.alarm(&pending);
+        // What is no longer pending is forgotten, so that nobody fills the memory with requests.
+        let mut alarmed = self.conductor.alarmed();
+        alarmed.insert(self.spec.name.clone(), pending);
     }
 
-    fn first_alarm(&self, csr: &str) -> bool {
-        let mut alarmed = self
-            .conductor
-            .alarmed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        alarmed
-            .entry(self.spec.name.clone())
-            .or_default()
-            .insert(csr.to_owned())
+    fn alarm(&self, pending: &BTreeSet<String>) {
+        let room = room(&self.spec.name, Room::Certificates);
+        if pending.is_empty() {
+            self.conductor.health.forget(&room);
+            return;
+        }
+        let shown: Vec<&str> = pending
+            .iter()
+            .take(ALARMS_SHOWN)
+            .map(String::as_str)
+            .collect();
+        let what = format!(
+            "{} certificate requests stay pending, for no node of ours would ask so: {}; see `reveille events`, then decide with kubectl",
+            pending.len(),
+            shown.join(", ")
+        );
+        self.conductor.health.ill(&room, what);
     }
 
     fn expected(&self, platform: Platform, policy: CsrPolicy) -> Expectation {
