@@ -145,7 +145,7 @@ impl fmt::Display for Hold {
             ),
             Self::FormerInstall(cluster) => write!(
                 f,
-                "its disk holds what it was before in cluster {cluster}; `reveille node reinstall` gives that up"
+                "its disk holds what it was before its place in cluster {cluster}; `reveille node reinstall` gives that up"
             ),
         }
     }

@@ -370,7 +370,12 @@ impl Site {
                     "give {name} a profile in machines.yaml, or write a cluster that has room for it"
                 ),
             ),
-            BootDecision::Hold(hold @ (Hold::Retired(_) | Hold::FormerInstall(_))) => waits(
+            BootDecision::Hold(hold @ Hold::Retired(_)) => waits(
+                Code::HeldLeftCluster,
+                &hold,
+                format!("power {name} off, or give it a profile or a cluster that has room for it"),
+            ),
+            BootDecision::Hold(hold @ Hold::FormerInstall(_)) => waits(
                 Code::HeldLeftCluster,
                 &hold,
                 format!(

@@ -371,6 +371,20 @@ fn a_bootstrap_machine_leaves_and_what_is_on_its_disk_does_not_come_up_again() {
 }
 
 #[test]
+fn what_a_newcomer_installed_elsewhere_does_not_come_up_in_its_new_cluster() {
+    let site = installs(&seated(spec(fleet(7), vec![prod()])), "m-02");
+    let site = happens(&site, Event::SpecReplaced(spec(fleet(7), Vec::new())));
+    let site = happens(&site, Event::ClusterForgotten(name("prod")));
+    let wanted = spec(fleet(7), vec![prod()]);
+    let site = happens(&site, Event::SpecReplaced(Arc::clone(&wanted)));
+    let site = happens(&site, seen("secrets", None));
+    let left = Err(Some(Hold::FormerInstall(name("prod"))));
+    assert_eq!(decides(&site, "m-02"), left);
+    let site = happens(&site, Event::SpecReplaced(wanted));
+    assert_eq!(decides(&site, "m-02"), left, "nor after a reload");
+}
+
+#[test]
 fn a_bootstrap_machine_that_becomes_a_worker_is_wiped_only_by_consent() {
     let mut wanted = prod();
     wanted.groups[0].becomes = Some(name("workers"));

@@ -307,9 +307,19 @@ impl ClusterDraft<'_> {
         for cluster in &wanted {
             let known = self.site.clusters.contains_key(&cluster.name);
             let mine = seats.iter().filter(|(_, (name, _))| *name == cluster.name);
-            let mine: BTreeMap<NodeName, Seat> = mine
+            let mut mine: BTreeMap<NodeName, Seat> = mine
                 .map(|(node, (_, seat))| (node.clone(), seat.clone()))
                 .collect();
+            for (node, seat) in &mut mine {
+                let served = |record: &ClusterRecord| record.seats.contains_key(node);
+                let record = self.site.record(node);
+                // What the disk of a newcomer holds is of another life.
+                if record.installed.is_some()
+                    && !self.site.cluster_record(&cluster.name).is_some_and(served)
+                {
+                    seat.former = Some(record.generation);
+                }
+            }
             let now = self.now;
             self.edit(&cluster.name, |record| {
                 if !known {
