@@ -47,8 +47,8 @@ fn nobody() -> SocketAddr {
 
 #[tokio::test]
 async fn a_look_that_fails_says_why_in_words() {
-    let fake = Fake::start(vec![("/readyz", says(503, json!("etcd is away")))]).await;
-    let stranger = Fake::start(vec![ok()]).await;
+    let fake = Fake::start(vec![("/readyz", says(503, json!("etcd is away")))]);
+    let stranger = Fake::start(vec![ok()]);
     let (refused, there) = (nobody(), fake.address);
     let server = |address| Server::new(address, "127.0.0.1").expect("a server");
     let at = |servers| access(fake.ca(), servers);
@@ -90,7 +90,7 @@ async fn a_look_that_fails_says_why_in_words() {
 async fn one_ready_control_plane_of_several_is_enough_and_is_the_one_that_is_asked() {
     let map = json!({"metadata": {"name": "bootstrap"}, "data": {"status": "complete"}});
     let path = "/api/v1/namespaces/kube-system/configmaps/bootstrap";
-    let fake = Fake::start(vec![ok(), (path, says(200, map))]).await;
+    let fake = Fake::start(vec![ok(), (path, says(200, map))]);
     let dead = nobody();
     let server = Server::new(dead, "127.0.0.1").expect("a server");
     let access = fake.access().at(vec![server, fake.server()]);
@@ -117,7 +117,7 @@ async fn a_server_that_is_silent_or_endless_or_speaks_of_something_else_is_left_
             "with no object of that kind",
         ),
     ] {
-        let fake = Fake::start(vec![ok(), (map, answer)]).await;
+        let fake = Fake::start(vec![ok(), (map, answer)]);
         let begun = Instant::now();
         let (holds, said) = one(&fake.access(), Want::BootstrapComplete).await;
         assert!(!holds && said.contains(words), "{said}");
@@ -157,7 +157,7 @@ async fn the_operators_of_okd_are_believed_only_when_they_say_it_in_as_many_word
         (vec![], "Failing is not reported"),
     ] {
         let path = "/apis/config.openshift.io/v1/clusterversions/version";
-        let fake = Fake::start(vec![ok(), (path, says(200, object(conditions)))]).await;
+        let fake = Fake::start(vec![ok(), (path, says(200, object(conditions)))]);
         let said = one(&fake.access(), Want::VersionAvailable).await;
         assert_eq!(
             said,
@@ -182,14 +182,14 @@ async fn the_operators_of_okd_are_believed_only_when_they_say_it_in_as_many_word
             "1 of 2 operators are not settled: console (Progressing is True: Working towards 4.21: 640 of 900 done)",
         ),
     ] {
-        let fake = Fake::start(vec![ok(), (OPERATORS, list(items))]).await;
+        let fake = Fake::start(vec![ok(), (OPERATORS, list(items))]);
         let said = one(&fake.access(), Want::OperatorsSettled).await;
         assert_eq!(said, (wanted.starts_with("all"), wanted.to_owned()));
     }
     for (status, wanted) in [("True", true), ("False", false), ("Unknown", false)] {
         let path = "/apis/operator.openshift.io/v1/etcds/cluster";
         let etcd = object(vec![condition("EtcdBootstrapMemberRemoved", status, "")]);
-        let fake = Fake::start(vec![ok(), (path, says(200, etcd))]).await;
+        let fake = Fake::start(vec![ok(), (path, says(200, etcd))]);
         assert_eq!(
             one(&fake.access(), Want::BootstrapMemberRemoved).await.0,
             wanted
@@ -213,7 +213,7 @@ async fn a_k3s_server_counts_once_it_votes_in_etcd() {
         (node(json!({}), "True"), "server-1 is no member of etcd yet"),
     ] {
         let list = json!({"kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": [node]});
-        let fake = Fake::start(vec![ok(), ("/api/v1/nodes", says(200, list))]).await;
+        let fake = Fake::start(vec![ok(), ("/api/v1/nodes", says(200, list))]);
         let want = Want::EtcdVoter {
             node: "machine-1".parse().expect("a name"),
             name: "server-1".to_owned(),
@@ -227,7 +227,7 @@ async fn a_k3s_server_counts_once_it_votes_in_etcd() {
 async fn the_machine_config_server_is_asked_as_ignition_asks_it_and_without_a_certificate() {
     for (status, wanted) in [(200, true), (500, false), (404, false)] {
         let answer = Answer::Says(status, String::new());
-        let fake = Fake::start(vec![("/config/worker", answer)]).await;
+        let fake = Fake::start(vec![("/config/worker", answer)]);
         let want = Want::MachineConfigServer {
             node: "control-1".parse().expect("a name"),
             server: fake.server(),
@@ -334,7 +334,7 @@ async fn an_approval_that_somebody_else_was_faster_than_changes_nothing_and_is_t
     let csr = listed("csr-1", &client(1).pem(), now());
     let conflict = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "the object has been modified", "reason": "Conflict", "code": 409});
     let path = "/apis/certificates.k8s.io/v1/certificatesigningrequests/csr-1/approval";
-    let fake = Fake::start(vec![list(vec![csr]), (path, says(409, conflict))]).await;
+    let fake = Fake::start(vec![list(vec![csr]), (path, says(409, conflict))]);
     let outcomes = round(&fake.access(), expectation(okd()))
         .await
         .expect("listed");
@@ -369,7 +369,7 @@ async fn of_two_requests_for_one_boot_the_older_is_approved_and_one_of_an_earlie
         listed("b-older", &good, minutes(2)),
         before,
     ];
-    let fake = Fake::start(vec![list(items), (path, says(200, json!({})))]).await;
+    let fake = Fake::start(vec![list(items), (path, says(200, json!({})))]);
     let outcomes = round(&fake.access(), expectation(okd()))
         .await
         .expect("listed");
@@ -428,7 +428,7 @@ async fn what_two_readers_could_read_in_two_ways_is_unreadable() {
     let items = forged.iter().map(|(name, pem)| listed(name, pem, now()));
     // What they were made of is read, or none of this would show anything.
     let items = items.chain([listed("good", &good, now())]).collect();
-    let fake = Fake::start(vec![list(items)]).await;
+    let fake = Fake::start(vec![list(items)]);
     let outcomes = round(&fake.access(), expectation(okd()))
         .await
         .expect("listed");
@@ -449,7 +449,7 @@ async fn a_request_damaged_at_any_place_is_judged_and_never_makes_another_node()
     });
     let damaged: Vec<Value> = damaged.collect();
     let all = damaged.len();
-    let fake = Fake::start(vec![list(damaged)]).await;
+    let fake = Fake::start(vec![list(damaged)]);
     let outcomes = round(&fake.access(), expectation(okd()))
         .await
         .expect("listed");
@@ -476,7 +476,7 @@ async fn a_request_damaged_at_any_place_is_judged_and_never_makes_another_node()
 async fn a_round_that_nobody_answers_says_why() {
     let dead = nobody();
     let server = Server::new(dead, "127.0.0.1").expect("a server");
-    let fake = Fake::start(vec![ok()]).await;
+    let fake = Fake::start(vec![ok()]);
     let failed = round(&fake.access().at(vec![server]), expectation(okd())).await;
     assert_eq!(
         failed.expect_err("refused").to_string(),
