@@ -12,7 +12,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{self, CryptoProvider};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -24,7 +24,7 @@ use super::pool::{Health, Target};
 /// Between two looks, however many connections fail.
 const SHORTEST: Duration = Duration::from_millis(200);
 /// Of an answer, the part that is read: its status line is at its beginning.
-const ANSWER: usize = 1024;
+const ANSWER: u64 = 1024;
 
 /// Good and bad answers in a row, and what they make of a backend.
 #[derive(Debug, Default)]
@@ -106,9 +106,7 @@ async fn readyz(stream: TcpStream, address: SocketAddrV4, path: &str) -> Result<
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: reveille\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(question.as_bytes()).await.map_err(said)?;
-    let mut answer = Vec::new();
-    // The end may come without TLS' own goodbye; what came before it counts.
-    let read = stream.take(ANSWER as u64).read_to_end(&mut answer).await;
+    let (answer, read) = first_line(stream).await;
     match status(&answer) {
         Some(200) => Ok(format!("200 from {address}{path}")),
         // An API server that answers nobody it does not know; one that does not serve says nothing at all.
@@ -117,10 +115,25 @@ async fn readyz(stream: TcpStream, address: SocketAddrV4, path: &str) -> Result<
         )),
         Some(status) => Err(format!("{status} from {address}{path}")),
         None => match read {
-            Ok(_) => Err(format!("{address}{path} answers no HTTP")),
+            Ok(()) => Err(format!("{address}{path} answers no HTTP")),
             Err(error) => Err(said(error)),
         },
     }
+}
+
+/// An answer up to the end of its first line at least, and how reading it ended. Not every server closes when it is asked to,
+/// and the end may come without TLS' own goodbye: what came before it counts.
+async fn first_line(stream: impl AsyncRead + Unpin) -> (Vec<u8>, std::io::Result<()>) {
+    let (mut stream, mut answer) = (stream.take(ANSWER), Vec::new());
+    let read = loop {
+        match stream.read_buf(&mut answer).await {
+            Ok(0) => break Ok(()),
+            Ok(_) if answer.contains(&b'\n') => break Ok(()),
+            Ok(_) => {}
+            Err(error) => break Err(error),
+        }
+    };
+    (answer, read)
 }
 
 /// The status of an answer (RFC 9112, section 4).
@@ -201,6 +214,20 @@ mod tests {
             true, true, true, true, true, true, false, false, false, false, true,
         ];
         assert_eq!(told, up);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_whatever_parts_it_comes_in_and_though_the_server_does_not_close() {
+        let (mut server, client) = tokio::io::duplex(64);
+        let reading = tokio::spawn(first_line(client));
+        for part in ["HTTP/1.1 2", "00 OK\r\n"] {
+            server.write_all(part.as_bytes()).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let (answer, read) = reading.await.unwrap();
+        read.unwrap();
+        assert_eq!(status(&answer), Some(200));
+        drop(server);
     }
 
     #[test]
