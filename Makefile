@@ -10,7 +10,7 @@ export KUBE_APISERVER ?= $(wildcard $(CACHE)/kube/bin/kube-apiserver)
 
 help:
 	@echo 'make test       every test that a change must pass, with real firmware on virtual machines'
-	@echo 'make rehearse   boots the site in tests/sites/rehearsal on virtual machines and shows the table of nodes'
+	@echo 'make rehearse   boots machines and an OKD cluster on virtual machines, told step by step'
 	@echo 'make slow       three more boot chains: shim and GRUB, EDK2 on arm64 with GRUB, and a live root'
 	@echo 'make kube       builds a real kube-apiserver (ten minutes, once) and tests against it what we ask of clusters'
 	@echo 'make bench      measures the daemon and its peers side by side and prints README'\''s table'

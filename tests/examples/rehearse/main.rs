@@ -1,5 +1,10 @@
-//! `make rehearse`: the site in `tests/sites/rehearsal` on virtual machines with real firmware, told as it happens, and in the
-//! end the daemon's own table of nodes.
+//! `make rehearse`: two sites on virtual machines with real firmware, told as it happens. First the machines of
+//! `tests/sites/rehearsal`, up to the daemon's table of nodes; then an OKD cluster, through all its phases.
+//!
+//! What doesn't come about in time ends it with everything that happened, and an exit code that isn't zero.
+
+mod cluster;
+mod okd;
 
 use tests::bastion::Bastion;
 use tests::lab::Lab;
@@ -26,6 +31,11 @@ const STEPS: [(&str, &str); 4] = [
 ];
 
 fn main() {
+    machines();
+    okd::rehearse();
+}
+
+fn machines() {
     println!("A bastion in a namespace of its own serves the site tests/sites/rehearsal.");
     let lab = Lab::flat(6);
     let mut bastion = rehearsal(&lab);
@@ -37,7 +47,7 @@ fn main() {
             "{name}: power on ({:?}, {})",
             hardware.firmware, hardware.mac
         );
-        tell(&hardware.power_on(&lab));
+        tell(&hardware.power_on(&lab), &STEPS);
     }
     println!();
     show(&bastion, &["node", "list"]);
@@ -46,8 +56,9 @@ fn main() {
     show(&bastion, &["status"]);
 }
 
-fn tell(machine: &Machine) {
-    for (pattern, meaning) in STEPS {
+/// Waits for lines on a machine's console, and says what each means.
+fn tell(machine: &Machine, steps: &[(&str, &str)]) {
+    for (pattern, meaning) in steps {
         let line = machine.wait_for(pattern);
         println!(
             "{}: {:5.1} s  {meaning}",
