@@ -249,7 +249,7 @@ pub enum DnsCommand {
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
     /// Keep a definition and put it in force, with the site's files as a reload would
-    Apply(DefinitionOptions),
+    Apply(ClusterApplyOptions),
     /// Show what a definition would come to; nothing changes; exit 2 when something would
     Plan(DefinitionOptions),
     /// List the clusters
@@ -322,6 +322,17 @@ pub struct DefinitionOptions {
     pub json: bool,
     #[command(flatten)]
     pub socket: Socket,
+}
+
+/// A definition, and whether its end is waited for.
+#[derive(Debug, Args)]
+pub struct ClusterApplyOptions {
+    #[command(flatten)]
+    pub definition: DefinitionOptions,
+    /// Follow the phases until the cluster is ready; exit 1 when the definition's `timeoutMinutes` are over. Unless given, what
+    /// its `waitForCluster` says; `--wait=false` returns at once
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub wait: Option<bool>,
 }
 
 /// What can be done about the bastion's own network.

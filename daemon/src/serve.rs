@@ -25,6 +25,7 @@ use crate::balancer::{self, Balancer, Limits, feed};
 use crate::bastion::{Bastion, Servers, load};
 use crate::clusters::conductor::Conductor;
 use crate::clusters::keyring::Keyring;
+use crate::clusters::services;
 use crate::config::{BalancerEngine, Settings};
 use crate::controller::{Controller, NotWritten, now};
 use crate::dhcp::{self};
@@ -142,6 +143,8 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         "the clusters' conductor",
         conductor.run(stop.clone()),
     ));
+    let watch = services::watch(Arc::clone(&bastion), stop.clone());
+    tasks.spawn(named("the watch over the clusters' services", watch));
     let keeping = keeping.run(stop.clone());
     tasks.spawn(named("the keeper of the host's network", keeping));
     for (name, follower) in followers {

@@ -10,7 +10,8 @@
 //!    it is sent to that disk, for ever. Nothing below may run.
 //! 5. Did a person reject it, set it aside, or not admit it yet? Then it waits.
 //! 6. Did it use up its attempts? Then it waits for a person.
-//! 7. Does it serve a cluster whose phase is not its turn yet? Then it waits for that.
+//! 7. Does it serve a cluster whose phase is not its turn yet, or has it got nothing yet while a service that the
+//!    cluster requires is not up? Then it waits for that.
 //! 8. Otherwise it boots its profile.
 
 use std::fmt;
@@ -210,7 +211,7 @@ impl Site {
             );
         };
         let decision = decide_node(node, profile, record, self.doubt(), now);
-        match (&decision.answer, self.turn(node)) {
+        match (&decision.answer, self.may_begin(node)) {
             (BootDecision::Boot(_), Err(waits)) => {
                 decided(BootDecision::Hold(Hold::NotItsTurn(waits)), "not-its-turn")
             }

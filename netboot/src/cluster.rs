@@ -4,7 +4,7 @@
 //!   ClusterSpec   what the definition says          placement.rs   groups to machines, sticky
 //!   Course        phases, gates, turns: as data     course.rs      whose turn it is, which gate is open
 //!   ClusterRecord what was decided and learned      record.rs      events to records; only forward
-//!   Service       what the cluster leans on         services.rs    their start order
+//!   Service       what the cluster leans on         services.rs    their start order, how they are, who holds
 //! ```
 //!
 //! No platform is named here. What differs between platforms is data, made once when a definition is read.
@@ -28,7 +28,10 @@ pub(crate) use record::ClusterDraft;
 pub use record::{
     BootstrapCall, ClusterRecord, ClusterState, FactKey, Known, Look, MemberRecord, Seat, Seen,
 };
-pub use services::{Service, ServiceFault, ServiceKind, start_order};
+pub use services::{
+    Down, Host, Provider, SERVICE_NAME_MAX, Service, ServiceFault, ServiceKind, ServiceName,
+    ServiceState, Target, start_order,
+};
 
 /// The fact that a member is ready for work; any other fact of a member says no more than that its system runs.
 pub const NODE_READY: &str = "node-ready";
@@ -36,6 +39,9 @@ pub const NODE_READY: &str = "node-ready";
 /// The fact that what the members' documents are made from is at hand and not too old for an install. Nobody boots
 /// before it was seen, nor after a look that denies it while the cluster has not passed its first phase.
 pub const SECRETS: &str = "secrets";
+
+/// The fact that a machine of the cluster was served its boot.
+pub const BEGUN: &str = "begun";
 
 /// Machines that one group may want.
 pub const COUNT_MAX: u16 = 5000;
@@ -80,6 +86,10 @@ pub struct ClusterSpec {
     pub needs: Vec<Service>,
     /// Its phases.
     pub course: Course,
+    /// Whether its ports and names are there for people outside, on the site's public links.
+    pub public: bool,
+    /// How its making is followed.
+    pub validation: Validation,
     /// The definition's `platformConfig`, sound in the eyes of its platform.
     pub settings: Arc<serde_json::Value>,
 }
@@ -105,6 +115,15 @@ impl ClusterSpec {
     }
 }
 
+/// How a cluster's making is followed. No gate opens or closes by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Validation {
+    /// Whoever applies the definition by the command waits for the end.
+    pub wait: bool,
+    /// Minutes from the first machine's boot after which people are told that it isn't ready.
+    pub timeout_minutes: Option<u16>,
+}
+
 /// Machines of one role that are alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeGroup {
@@ -122,6 +141,10 @@ pub struct NodeGroup {
     pub temporary: bool,
     /// The group that a machine joins when it leaves this one; its last seats are kept free for that.
     pub becomes: Option<GroupName>,
+    /// Words for people.
+    pub tags: Vec<String>,
+    /// Words for people, by key.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// What a machine does in its cluster.

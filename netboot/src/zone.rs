@@ -25,7 +25,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Member;
+use crate::cluster::{ClusterName, ClusterSpec, Member, ServiceKind};
 use crate::net::{LinkName, NodeName};
 use crate::node::{NodeLink, NodeSpec};
 use crate::site::Site;
@@ -158,13 +158,15 @@ impl Names {
                 continue;
             };
             let network = spec.network(&cluster.network);
+            let told = tells(site, &cluster.name);
+            let address = network.and_then(|network| inside(network)).filter(|_| told);
             let names = ClusterNames {
                 domain,
-                inside: network
-                    .and_then(|network| inside(network))
-                    .into_iter()
-                    .collect(),
-                outside: outside.to_vec(),
+                inside: address.into_iter().collect(),
+                outside: match told && cluster.public {
+                    true => outside.to_vec(),
+                    false => Vec::new(),
+                },
                 members: Vec::new(),
             };
             clusters.insert(&cluster.name, (cluster, names));
@@ -282,6 +284,14 @@ impl Names {
     }
 }
 
+/// Whether a cluster's names are told: its DNS service, where it lists one, is started. Machines' own names always are.
+fn tells(site: &Site, cluster: &ClusterName) -> bool {
+    let found = site.cluster(cluster);
+    // Other servers are told what they must say before anything is started.
+    let serves = site.spec().dns().mode == DnsMode::Serve;
+    !serves || found.is_none_or(|(spec, state)| state.does(ServiceKind::Dns, spec))
+}
+
 /// A machine's name on one of its links: in the domain of the link's network, or whole where it boots from it.
 fn machine_name(node: &NodeSpec, link: &NodeLink, network: &Network) -> Option<DomainName> {
     let domain = network.domain.as_ref().map(DomainName::from);
@@ -297,6 +307,8 @@ fn machine_name(node: &NodeSpec, link: &NodeLink, network: &Network) -> Option<D
 pub struct Source {
     spec: Arc<SiteSpec>,
     members: OrdMap<NodeName, Arc<Member>>,
+    /// The clusters whose names are not told yet.
+    silent: Vec<ClusterName>,
 }
 
 impl Source {
@@ -306,6 +318,7 @@ impl Source {
         Self {
             spec: Arc::clone(site.spec()),
             members: site.members.clone(),
+            silent: silent(site).cloned().collect(),
         }
     }
 
@@ -319,8 +332,20 @@ impl Source {
     #[must_use]
     pub fn is_of(&self, site: &Site) -> bool {
         let members = || self.members.ptr_eq(&site.members) || self.members == site.members;
-        Arc::ptr_eq(&self.spec, site.spec()) && members()
+        Arc::ptr_eq(&self.spec, site.spec()) && members() && silent(site).eq(&self.silent)
     }
+}
+
+/// Costs nothing where no definition lists a DNS service.
+fn silent(site: &Site) -> impl Iterator<Item = &ClusterName> {
+    let lists = |cluster: &&Arc<ClusterSpec>| {
+        let mut needs = cluster.needs.iter();
+        needs.any(|service| service.kind == ServiceKind::Dns)
+    };
+    let listing = site.spec().clusters().filter(lists);
+    listing
+        .map(|cluster| &cluster.name)
+        .filter(|name| !tells(site, name))
 }
 
 impl ClusterNames {

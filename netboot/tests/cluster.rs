@@ -9,7 +9,7 @@ use std::sync::Arc;
 use netboot::boot::{BootDecision, BootRequest, Hold};
 use netboot::cluster::{
     Admit, AntiAffinity, ClusterName, ClusterSpec, Course, FactKey, Gate, NodeGroup, Order, Phase,
-    Placement, Role, Seen, Stage, place,
+    Placement, Provider, Role, Seen, Service, ServiceKind, Stage, Validation, place,
 };
 use netboot::event::{Event, Outcome, ScriptAsked};
 use netboot::loader::{Architecture, Client};
@@ -64,6 +64,8 @@ fn group(own: &str, role: Role, count: u16) -> NodeGroup {
         placement: Placement::default(),
         temporary: false,
         becomes: None,
+        tags: Vec::new(),
+        metadata: BTreeMap::new(),
     }
 }
 
@@ -120,6 +122,8 @@ fn cluster(own: &str, groups: Vec<NodeGroup>) -> ClusterSpec {
         groups,
         needs: Vec::new(),
         course: course(),
+        public: true,
+        validation: Validation::default(),
         settings: serde_json::Value::Null.into(),
     }
 }
@@ -313,6 +317,71 @@ fn nobody_boots_without_secrets_nor_with_those_that_grew_too_old() {
         decides(&site, "m-01").is_err(),
         "they are too old for an install"
     );
+}
+
+#[test]
+fn a_required_service_that_is_down_holds_whoever_has_got_nothing_and_the_phase() {
+    let down = |fact: &str, words: &str| {
+        let Event::Seen { cluster, mut seen } = seen(fact, None) else {
+            unreachable!()
+        };
+        (seen[0].holds, seen[0].words) = (false, words.to_owned());
+        Event::Seen { cluster, seen }
+    };
+    let mut wanted = prod();
+    wanted.needs = vec![Service {
+        name: name("api"),
+        kind: ServiceKind::LoadBalancer,
+        provider: Provider::Builtin,
+        depends_on: Vec::new(),
+        required: true,
+        startup_order: 0,
+        configuration: serde_json::Value::Null.into(),
+    }];
+    let site = seated(spec(fleet(7), vec![wanted]));
+    let site = happens(
+        &site,
+        down("service-api", "10.107.0.1:6443 is taken by nginx"),
+    );
+    let Err(Some(hold)) = decides(&site, "m-01") else {
+        panic!("it boots without its balancer");
+    };
+    assert_eq!(
+        hold.to_string(),
+        "waits its turn in prod (bootstrap phase): service api (required): 10.107.0.1:6443 is taken by nginx"
+    );
+    let site = happens(&site, seen("service-api", None));
+    let (site, asker) = boots(&site, "m-01");
+    // Between its script and its config the balancer dies: the installer that runs is not left without its config.
+    let site = happens(&site, down("service-api", "gone"));
+    let released = site.apply(Event::ConfigAsked(asker), NOW);
+    assert!(
+        matches!(released.outcome, Outcome::Config(Ok(_))),
+        "{:?}",
+        released.outcome
+    );
+    let mut site = released.site;
+    assert_eq!(decides(&site, "m-01"), Ok(()), "its turn is used");
+    assert!(decides(&site, "m-02").is_err());
+    let installed = Event::Reported {
+        asker,
+        report: Report::Installed,
+    };
+    site = happens(&site, installed);
+    assert_eq!(decides(&site, "m-01"), Err(None), "it boots its disk");
+    site = happens(&site, seen("bootstrap-complete", None));
+    for node in ["m-02", "m-03", "m-04"] {
+        site = happens(&site, seen("node-ready", Some(node)));
+    }
+    let stage = |site: &Site| site.cluster(&name("prod")).unwrap().1.record.stage;
+    assert_eq!(
+        stage(&site),
+        Stage::Bootstrap,
+        "the phase waits for the service"
+    );
+    site = happens(&site, seen("service-api", None));
+    assert_eq!(stage(&site), Stage::Worker);
+    assert_eq!(decides(&site, "m-05"), Ok(()));
 }
 
 #[test]

@@ -25,7 +25,8 @@ use std::sync::Arc;
 use ignition::platform::Platform;
 use netboot::boot::{BootDecision, BootRequest, Hold};
 use netboot::cluster::{
-    ClusterName, ClusterRecord, ClusterSpec, FactKey, NodeGroup, Placement, Role, Seen, Stage,
+    ClusterName, ClusterRecord, ClusterSpec, FactKey, NodeGroup, Placement, Provider, Role, Seen,
+    Service, ServiceKind, ServiceName, Stage, Validation,
 };
 use netboot::event::{Change, Event, Outcome, ScriptAsked};
 use netboot::loader::{Architecture, Client};
@@ -48,6 +49,8 @@ const POWER_CUT: u64 = 3;
 const KILL: u64 = 5;
 /// Power cuts of one story: nobody's mains fails for ever.
 const POWER_CUTS_MAX: u32 = 8;
+/// Looks at a service that find it bad, of a hundred; the monitoring never comes up at all.
+const SERVICE_BAD: u64 = 10;
 /// How often cloud-init before 25.1 asks.
 const CLOUD_INIT_TRIES: u8 = 11;
 
@@ -97,6 +100,8 @@ struct Truth {
     learner: Option<(NodeName, u8)>,
     /// Nodes that were Ready.
     ready: BTreeSet<NodeName>,
+    /// Services that the latest look found bad, or that the daemon has not looked at since it started.
+    bad: BTreeSet<ServiceName>,
 }
 
 /// A cluster on its way.
@@ -113,6 +118,8 @@ pub struct Fleet {
     tokens: u64,
     power_cuts: u32,
     now: Timestamp,
+    /// Services that were ever seen to be up.
+    services_up: BTreeSet<ServiceName>,
     /// Configs in the order they left.
     released: Vec<(Role, usize)>,
     /// Times that the daemon was killed as a phase began.
@@ -140,6 +147,7 @@ impl Fleet {
             tokens: seed << 32,
             power_cuts: 0,
             now: Timestamp::from_millis(1_700_000_000_000),
+            services_up: BTreeSet::new(),
             released: Vec::new(),
             gates: 0,
             stage: Stage::Bootstrap,
@@ -304,6 +312,12 @@ impl Fleet {
                 self.machines[index].doing = Doing::Running(0);
             }
             BootDecision::Boot(_) => {
+                let used = self.site.record(&node).configured.is_some();
+                assert!(
+                    used || self.truth.bad.iter().all(|name| name.as_str() == "metrics"),
+                    "{node} begins while {:?} is down",
+                    self.truth.bad
+                );
                 self.tokens += 1;
                 let mut bytes = [0; 32];
                 bytes[..8].copy_from_slice(&self.tokens.to_be_bytes());
@@ -577,8 +591,42 @@ impl Fleet {
         }
         let cluster = cluster_name();
         let _ = self.happens(Event::Seen { cluster, seen });
+        self.daemon_looks_at_services();
         if self.platform == Platform::Talos {
             self.daemon_bootstraps();
+        }
+    }
+
+    /// Services flicker, and no look is at one that is not started.
+    fn daemon_looks_at_services(&mut self) {
+        let (spec, state) = self
+            .site
+            .cluster(&cluster_name())
+            .expect("the sample's cluster");
+        let watched: Vec<Service> = state.watched(spec).cloned().collect();
+        for service in watched {
+            for other in &service.depends_on {
+                let was_up = self.services_up.contains(other);
+                assert!(was_up, "{} is started before {other} was up", service.name);
+            }
+            let holds = service.name.as_str() != "metrics" && !self.dice.happens(SERVICE_BAD);
+            let fact = service.fact();
+            let seen = vec![Seen {
+                key: FactKey { node: None, fact },
+                holds,
+                words: if holds { "up" } else { "refused" }.to_owned(),
+            }];
+            if holds {
+                self.services_up.insert(service.name.clone());
+            }
+            let cluster = cluster_name();
+            if self.happens(Event::Seen { cluster, seen }).is_none() {
+                continue;
+            }
+            match holds {
+                true => self.truth.bad.remove(&service.name),
+                false => self.truth.bad.insert(service.name),
+            };
         }
     }
 
@@ -681,6 +729,8 @@ impl Fleet {
             seated.changes
         );
         self.site = seated.site;
+        // Looks are not written down: until the next one, nothing is believed to be up.
+        self.truth.bad.extend(self.services_up.iter().cloned());
     }
 }
 
@@ -697,6 +747,20 @@ fn sample(platform: Platform, workers: u16) -> SiteSpec {
         placement: Placement::default(),
         temporary: role == Role::Bootstrap,
         becomes: None,
+        tags: Vec::new(),
+        metadata: BTreeMap::new(),
+    };
+    let service = |name: &str, kind, depends_on: &[&str], required| Service {
+        name: name.parse().expect("a name"),
+        kind,
+        provider: Provider::Builtin,
+        depends_on: depends_on
+            .iter()
+            .map(|name| name.parse().expect("a name"))
+            .collect(),
+        required,
+        startup_order: 0,
+        configuration: serde_json::Value::Null.into(),
     };
     let mut groups = vec![
         group("masters", Role::ControlPlane, 3),
@@ -714,8 +778,14 @@ fn sample(platform: Platform, workers: u16) -> SiteSpec {
         pods: Vec::new(),
         services: Vec::new(),
         groups,
-        needs: Vec::new(),
+        needs: vec![
+            service("api", ServiceKind::LoadBalancer, &["names"], true),
+            service("names", ServiceKind::Dns, &[], true),
+            service("metrics", ServiceKind::Monitoring, &[], false),
+        ],
         course: platform.course(),
+        public: true,
+        validation: Validation::default(),
         settings: serde_json::Value::Null.into(),
     };
     let nodes = (0..=3 + workers).map(|number| {

@@ -181,6 +181,55 @@ fn every_bad_definition_is_refused_at_its_place_with_a_remedy() {
         ),
         ("[dns]", "[dsn]", "10:", "is no service of this cluster"),
         ("startupOrder: 1", "startupOrder: 3", "10:", "starts later"),
+        ("name: dns", "name: Names", "9:", "is not a name"),
+        (
+            "type: DNS",
+            "type: DNS, configuration: { mode: own }",
+            "9:",
+            "write builtin, external or off",
+        ),
+        (
+            "type: DNS",
+            "type: DNS, configuration: { mode: builtin }",
+            "9:",
+            "`dns.mode` of site.yaml is not serve",
+        ),
+        (
+            "type: DNS",
+            "type: STORAGE, configuration: { address: nfs }",
+            "9:",
+            "write HOST:PORT",
+        ),
+        (
+            "type: DNS",
+            "type: MONITORING, configuration: { url: \"https://a\" }",
+            "9:",
+            "write http://HOST",
+        ),
+        (
+            "type: LOAD_BALANCER",
+            "type: LOAD_BALANCER, configuration: { mode: builtin, address: \"a:1\" }",
+            "10:",
+            "is where others have it",
+        ),
+        (
+            "services:",
+            "validation: { healthChecks: [node-readiness, cluster-operators] }\nservices:",
+            "8:",
+            "is nothing that k3s shows",
+        ),
+        (
+            "services:",
+            "validation: { timeoutMinutes: 0 }\nservices:",
+            "8:",
+            "is no time at all",
+        ),
+        (
+            "privateVLAN: 107",
+            "network: other, isolation: VLAN",
+            "4:",
+            "its link eth2 is no VLAN",
+        ),
         (
             "services:",
             "platformConfig:\n  tlsSAN: [a]\nservices:",
@@ -335,7 +384,7 @@ fn a_cluster_is_planned_applied_once_remembered_shown_and_destroyed() {
         "okd-production: okd 4.19.0, 4 machines on cluster; it would be new, and 4 disks would be written",
         "api.okd-production.lab.example, pods 10.128.0.0/14, services 172.30.0.0/16",
         "3 control planes; one may be lost",
-        "load-balancer, pxe-server",
+        "load-balancer (builtin), pxe-server (builtin)",
         "/dev/disk/by-path/pci-0",
         "bootstrap-complete",
         "vmlinuz",
@@ -348,10 +397,12 @@ fn a_cluster_is_planned_applied_once_remembered_shown_and_destroyed() {
         "a plan changes nothing"
     );
 
-    let (code, out, error) = at.typed(&["cluster", "apply", "-f", file]);
+    // Its `waitForCluster` would wait for machines that are not there.
+    let apply = ["cluster", "apply", "-f", file, "--wait=false"];
+    let (code, out, error) = at.typed(&apply);
     assert_eq!(code, 0, "{out}{error}");
     let generation = at.json(&["status"])["generation"].clone();
-    let (code, out, _) = at.typed(&["cluster", "apply", "-f", file]);
+    let (code, out, _) = at.typed(&apply);
     assert_eq!((code, out.contains("nothing changed")), (0, true), "{out}");
     assert_eq!(
         at.json(&["status"])["generation"],
@@ -384,8 +435,10 @@ fn a_cluster_is_planned_applied_once_remembered_shown_and_destroyed() {
     assert_eq!(member("storage01")["role"], "bootstrap");
     assert_eq!(member("own-1"), Value::Null);
     let (_, text, _) = at.typed(&["status", "okd-production"]);
+    // There are no links here, so nothing that it leans on is up.
     assert!(
-        text.contains("bootstrap phase: bootstrap-complete not seen yet"),
+        text.contains("bootstrap phase: service load-balancer (required): ")
+            && text.contains("; bootstrap-complete not seen yet"),
         "{text}"
     );
     let (_, text, _) = at.typed(&["status"]);

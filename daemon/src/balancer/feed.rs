@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ignition::platform::Platform;
 use ipnet::Ipv4Net;
-use netboot::cluster::{ClusterSpec, ClusterState};
+use netboot::cluster::{ClusterSpec, ClusterState, ServiceKind};
 use netboot::endpoint::{Endpoint, Ground, Listener, Member, Place, Taken, endpoints, placed};
 use netboot::net::{LinkName, NodeName};
 use netboot::site::Site;
@@ -57,7 +57,8 @@ pub async fn follow(
     }
 }
 
-/// The listeners that the site wants, and the addresses that two clusters want.
+/// The listeners that the site wants, of clusters whose balancer is not listed as a service or is started, and the addresses
+/// that two clusters want.
 #[must_use]
 pub fn wanted(site: &Site, links: &Links, public: &[LinkName]) -> (Vec<Listener>, Vec<Taken>) {
     let of_cluster = |(spec, state): (&Arc<ClusterSpec>, &Arc<ClusterState>)| {
@@ -72,7 +73,11 @@ pub fn wanted(site: &Site, links: &Links, public: &[LinkName]) -> (Vec<Listener>
         let endpoints = endpoints(spec.name.as_str(), &ports, &members, &holds);
         (endpoints, ground(site.spec(), spec, links, public))
     };
-    let clusters: Vec<(Vec<Endpoint>, Ground)> = site.clusters().map(of_cluster).collect();
+    let started = |(spec, state): &(&Arc<ClusterSpec>, &Arc<ClusterState>)| {
+        state.does(ServiceKind::LoadBalancer, spec)
+    };
+    let clusters = site.clusters().filter(started).map(of_cluster);
+    let clusters: Vec<(Vec<Endpoint>, Ground)> = clusters.collect();
     placed(
         clusters
             .iter()
@@ -114,6 +119,7 @@ fn ground(site: &SiteSpec, spec: &ClusterSpec, links: &Links, public: &[LinkName
     });
     let public = public
         .iter()
+        .filter(|_| spec.public)
         .filter_map(|name| place(name, first, Ipv4Net::default()));
     Ground {
         private: private.into_iter().collect(),

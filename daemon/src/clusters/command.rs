@@ -1,16 +1,16 @@
 //! `reveille cluster`: one request over the control socket, then tables or the JSON.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use netboot::cluster::ClusterName;
+use netboot::cluster::{ClusterName, Stage};
 
 use super::plan::ClusterPlan;
-use super::status::{ClusterStatus, ClusterSummary, GateStatus};
+use super::status::{ClusterStatus, ClusterSummary, GateStatus, ServiceStatus};
 use super::{ClusterApplied, ClusterDestroyed};
-use crate::cli::{ClusterCommand, DefinitionOptions, Socket};
+use crate::cli::{ClusterApplyOptions, ClusterCommand, DefinitionOptions, Socket};
 use crate::client::{Ask, ask, clear_screen};
 use crate::failure::{Exit, Failure, print};
 use crate::handout;
@@ -29,12 +29,18 @@ pub fn run(command: ClusterCommand) -> Result<(), Failure> {
         ClusterCommand::Kubeconfig(options) => handout::run(&options, "kubeconfig"),
         ClusterCommand::Talosconfig(options) => handout::run(&options, "talosconfig"),
         ClusterCommand::Apply(options) => {
-            let done: ClusterApplied = send("/api/v1/clusters/provision", &options)?;
-            print(&match (options.json, done.changed) {
+            let ClusterApplyOptions { definition, wait } = options;
+            let done: ClusterApplied = send("/api/v1/clusters/provision", &definition)?;
+            print(&match (definition.json, done.changed) {
                 (true, _) => json(&done),
                 (false, true) => applied_text(&done),
                 (false, false) => format!("{} is in force already; nothing changed\n", done.name),
-            })
+            })?;
+            let validation = done.plan.validation;
+            match wait.unwrap_or(validation.wait_for_cluster) {
+                true => follow(&done.name, validation.timeout_minutes, &definition.socket),
+                false => Ok(()),
+            }
         }
         ClusterCommand::Plan(options) => {
             let plan: ClusterPlan = send("/api/v1/clusters/plan", &options)?;
@@ -121,6 +127,45 @@ pub fn status(
     }
 }
 
+/// Waits until a cluster is ready, and tells on standard error what it waits for meanwhile. A daemon that is restarted
+/// in between is waited for, too.
+fn follow(name: &ClusterName, minutes: Option<u16>, socket: &Socket) -> Result<(), Failure> {
+    let path = format!("/api/v1/clusters/{name}");
+    let end = minutes.map(|minutes| Instant::now() + Duration::from_secs(u64::from(minutes) * 60));
+    let mut told = None;
+    loop {
+        let phase = match ask::<ClusterStatus>(socket, &Ask::get(&path)) {
+            Ok(status) if status.summary.phase == Stage::Ready.word() => return Ok(()),
+            Ok(ClusterStatus { summary, .. }) => {
+                // The ages of looks change each second, and are no news.
+                let news = (summary.phase.clone(), summary.ready);
+                if told.as_ref() != Some(&news) {
+                    let (ready, machines) = (summary.ready, summary.machines);
+                    let sentence = &summary.sentence;
+                    // Nobody may read it, and that is no reason to stop.
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "{name}: {ready} of {machines} machines ready; {sentence}"
+                    );
+                    told = Some(news);
+                }
+                summary.sentence
+            }
+            Err(failure) if failure.exit == Exit::Unreachable => "no daemon answers".to_owned(),
+            Err(failure) => return Err(failure),
+        };
+        if end.is_some_and(|end| Instant::now() >= end) {
+            let minutes = minutes.unwrap_or_default();
+            let what = format!("{name} is not ready after {minutes} minutes: {phase}");
+            let remedy = format!(
+                "it goes on by itself: `reveille cluster status {name} --watch` follows it, `reveille node why` says what a machine waits for"
+            );
+            return Err(Failure::new(Exit::Failed, what).with_remedy(remedy));
+        }
+        std::thread::sleep(WATCH_TIME);
+    }
+}
+
 fn send<Answer: serde::de::DeserializeOwned>(
     path: &str,
     options: &DefinitionOptions,
@@ -177,11 +222,9 @@ fn plan_text(plan: &ClusterPlan) -> String {
         plan.services.join(" "),
         plan.quorum,
     );
-    if !plan.start_order.is_empty() {
-        text += &format!(
-            "services start in this order: {}\n",
-            plan.start_order.join(", ")
-        );
+    if !plan.needs.is_empty() {
+        let needs: Vec<String> = plan.needs.iter().map(service_words).collect();
+        text += &format!("services start in this order: {}\n", needs.join(", "));
     }
     let mut machines = table(&[
         "node",
@@ -293,6 +336,20 @@ fn status_text(status: &ClusterStatus) -> String {
         }
     }
     text += &format!("\n{}", table_text(&gates));
+    if !status.services.is_empty() {
+        let mut services = table(&["service", "what", "by", "required", "state", "latest look"]);
+        for service in &status.services {
+            services.add_row([
+                service.name.clone(),
+                service.kind.clone(),
+                service.mode.clone(),
+                if service.required { "yes" } else { "no" }.to_owned(),
+                service.state.clone(),
+                service.detail.clone(),
+            ]);
+        }
+        text += &format!("\n{}", table_text(&services));
+    }
     let mut members = table(&[
         "node",
         "role",
@@ -314,6 +371,11 @@ fn status_text(status: &ClusterStatus) -> String {
         ]);
     }
     text + &format!("\n{}", table_text(&members))
+}
+
+fn service_words(service: &ServiceStatus) -> String {
+    let optional = if service.required { "" } else { ", optional" };
+    format!("{} ({}{optional})", service.name, service.mode)
 }
 
 fn gate_words(gate: &GateStatus) -> String {

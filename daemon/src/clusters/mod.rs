@@ -11,6 +11,7 @@
 //!   member.rs      a snapshot to one member's place, as platforms take it
 //!   conductor.rs   the loop: look at each cluster, say what was seen, start its database once, approve certificates
 //!   looks.rs       what is worth asking of a cluster now
+//!   services.rs    the loop: look at what each cluster leans on, tell what is late
 //! ```
 //!
 //! A definition is on disk before it is in force, and the site with it was judged before it is on disk. Each act ends
@@ -22,6 +23,7 @@ pub mod keyring;
 mod looks;
 pub(crate) mod member;
 pub mod plan;
+pub(crate) mod services;
 pub mod status;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};

@@ -6,14 +6,17 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use netboot::cluster::{ClusterName, ClusterSpec, GroupName, Member, NodeGroup, start_order};
+use netboot::cluster::{ClusterName, ClusterSpec, GroupName, Member, NodeGroup};
 use netboot::event::Event;
 use netboot::net::{NetworkName, NodeName, ProfileName, Subnet, Timestamp};
 use netboot::site::Site;
 use netboot::spec::{Purpose, SiteSpec};
 use serde::{Deserialize, Serialize};
 
-use super::status::{admits, api_name, gate, quorum};
+use super::status::{
+    GroupStatus, ServiceStatus, ValidationStatus, admits, api_name, gate, groups, quorum, services,
+    validation,
+};
 use crate::status::NodeStatus;
 
 /// What a definition would come to.
@@ -49,6 +52,18 @@ pub struct ClusterPlan {
     pub quorum: String,
     /// What it leans on, in start order.
     pub start_order: Vec<String>,
+    /// The same, and who does each.
+    #[serde(default)]
+    pub needs: Vec<ServiceStatus>,
+    /// Its node groups, in file order.
+    #[serde(default)]
+    pub groups: Vec<GroupStatus>,
+    /// Whether its ports and names are there on the site's public links.
+    #[serde(default)]
+    pub public: bool,
+    /// How its making is followed.
+    #[serde(default)]
+    pub validation: ValidationStatus,
     /// What people had better know.
     pub warnings: Vec<String>,
 }
@@ -128,7 +143,7 @@ impl ClusterPlan {
             .collect();
         let moves = machines.iter().any(|machine| machine.change != "kept");
         let same = before.is_some_and(|(old, _)| old == spec) && !moves && released.is_empty();
-        let order = start_order(&spec.needs).unwrap_or_default();
+        let needs = services(spec, state);
         let mut plan = Self {
             sentence: String::new(),
             name: name.clone(),
@@ -144,7 +159,11 @@ impl ClusterPlan {
             artefacts: artefacts(&after, spec),
             phases: phases(spec),
             quorum: quorum(spec),
-            start_order: order.iter().map(|service| service.name.clone()).collect(),
+            start_order: needs.iter().map(|service| service.name.clone()).collect(),
+            needs,
+            groups: groups(spec),
+            public: spec.public,
+            validation: validation(spec),
             warnings,
         };
         plan.sentence = plan.sentence(before.is_none());
@@ -224,9 +243,11 @@ pub fn say_cluster(spec: &ClusterSpec) -> BTreeMap<&'static str, String> {
             placement,
             temporary,
             becomes,
+            tags,
+            metadata,
         } = group;
         format!(
-            "{name}: {count} {} of {profile}, {placement:?}, {temporary}, {becomes:?}",
+            "{name}: {count} {} of {profile}, {placement:?}, {temporary}, {becomes:?}, {tags:?}, {metadata:?}",
             role.plural()
         )
     };
@@ -241,6 +262,8 @@ pub fn say_cluster(spec: &ClusterSpec) -> BTreeMap<&'static str, String> {
         ("serviceCIDR", words(&spec.services)),
         ("nodeGroups", groups.join("; ")),
         ("services", needs.join("; ")),
+        ("publicAccess", spec.public.to_string()),
+        ("validation", format!("{:?}", spec.validation)),
         ("platformConfig", spec.settings.to_string()),
     ])
 }

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use netboot::cluster::{
     Admit, ClusterName, ClusterSpec, ClusterState, FactKey, FactName, Gate, GroupName, Member,
-    Order, Role, Stage, Unmet,
+    NodeGroup, Order, Role, Service, ServiceState, Stage, Unmet,
 };
 use netboot::net::{Hostname, NetworkName, NodeName, Timestamp};
 use netboot::node::BootState;
@@ -54,10 +54,62 @@ pub struct ClusterStatus {
     pub phases: Vec<PhaseStatus>,
     /// The machine on which its database is started, once that was decided.
     pub bootstrap: Option<BootstrapStatus>,
+    /// What it leans on, in start order.
+    #[serde(default)]
+    pub services: Vec<ServiceStatus>,
+    /// Its node groups, in file order.
+    #[serde(default)]
+    pub groups: Vec<GroupStatus>,
+    /// How its making is followed.
+    #[serde(default)]
+    pub validation: ValidationStatus,
     /// Its machines, by role and rank.
     pub members: Vec<MemberStatus>,
     /// Machines that did their work and left.
     pub retired: Vec<NodeName>,
+}
+
+/// One service that a cluster leans on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// `load-balancer`, `dns`, `dhcp`, `pxe-boot`, `storage` or `monitoring`.
+    pub kind: String,
+    /// Who does it: `builtin`, `external` or `off`.
+    pub mode: String,
+    /// Whether the cluster waits for it.
+    pub required: bool,
+    /// `up`, `starting`, `waits`, `failed`, `by others` or `off`.
+    pub state: String,
+    /// The same in a sentence: what was seen, or what it waits for.
+    pub detail: String,
+    /// When it was last looked at, since the daemon started.
+    pub looked: Option<Timestamp>,
+}
+
+/// One node group, as its definition has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its name.
+    pub name: GroupName,
+    /// What its machines do.
+    pub role: String,
+    /// How many.
+    pub count: u16,
+    /// Words for people.
+    pub tags: Vec<String>,
+    /// Words for people, by key.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// How a cluster's making is followed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ValidationStatus {
+    /// Whether the command that applies the definition waits for the end.
+    pub wait_for_cluster: bool,
+    /// Minutes from the first machine's boot to the alarm.
+    pub timeout_minutes: Option<u16>,
 }
 
 /// One phase.
@@ -153,9 +205,12 @@ impl ClusterSummary {
             .count();
         let machines = state.members.len();
         let stage = state.record.stage;
-        let waits: Vec<String> = unmet.iter().map(|unmet| told(state, unmet, now)).collect();
+        let down = state.down(spec).into_iter().map(|down| down.to_string());
+        let unmet = unmet.iter().map(|unmet| told(state, unmet, now));
+        let waits: Vec<String> = down.chain(unmet).collect();
         let sentence = match (stage, waits.is_empty()) {
-            (Stage::Ready, _) => "ready".to_owned(),
+            (Stage::Ready, true) => "ready".to_owned(),
+            (Stage::Ready, false) => format!("ready, but {}", waits.join("; ")),
             (_, true) => format!("{stage} phase"),
             (_, false) => format!("{stage} phase: {}", waits.join("; ")),
         };
@@ -205,6 +260,9 @@ impl ClusterStatus {
                 intended: call.intended,
                 done: call.done,
             }),
+            services: services(spec, state),
+            groups: groups(spec),
+            validation: validation(spec),
             members: members
                 .filter_map(|m| MemberStatus::of(site, state, m, now))
                 .collect(),
@@ -250,16 +308,14 @@ impl MemberStatus {
     fn of(site: &Site, state: &ClusterState, member: &Member, now: Timestamp) -> Option<Self> {
         let node = site.spec().node(&member.node)?;
         let status = NodeStatus::of(site, node, now);
-        let waits_for = match site.turn(node) {
-            Ok(()) => status.waits_for,
-            Err(waits) => {
-                let unmet: Vec<String> = waits
-                    .unmet
-                    .iter()
-                    .map(|unmet| told(state, unmet, now))
-                    .collect();
-                format!("its turn: {}", unmet.join("; "))
+        let waits_for = match site.may_begin(node) {
+            Err(waits) if status.rule == "not-its-turn" => {
+                let down = waits.down.iter().map(ToString::to_string);
+                let unmet = waits.unmet.iter().map(|unmet| told(state, unmet, now));
+                let all: Vec<String> = down.chain(unmet).collect();
+                format!("its turn: {}", all.join("; "))
             }
+            Ok(()) | Err(_) => status.waits_for,
         };
         let own = state.record.facts.iter();
         let own = own.filter(|(key, _)| key.node.as_ref() == Some(&member.node));
@@ -276,6 +332,46 @@ impl MemberStatus {
                 .map(|(key, known)| (key.fact.to_string(), known.at))
                 .collect(),
         })
+    }
+}
+
+/// What a cluster leans on, in start order.
+pub(super) fn services(spec: &ClusterSpec, state: &ClusterState) -> Vec<ServiceStatus> {
+    let status = |(service, how): (&Service, ServiceState)| {
+        let look = state.look_at(service);
+        ServiceStatus {
+            name: service.name.to_string(),
+            kind: service.kind.word().to_owned(),
+            mode: service.provider.word().to_owned(),
+            required: service.required,
+            state: how.word().to_owned(),
+            detail: match (&how, look) {
+                (ServiceState::Up, Some(look)) => look.words.clone(),
+                _ => how.to_string(),
+            },
+            looked: look.map(|look| look.at),
+        }
+    };
+    state.services(spec).into_iter().map(status).collect()
+}
+
+/// The groups of a definition, in file order.
+pub(super) fn groups(spec: &ClusterSpec) -> Vec<GroupStatus> {
+    let status = |group: &NodeGroup| GroupStatus {
+        name: group.name.clone(),
+        role: group.role.word().to_owned(),
+        count: group.count,
+        tags: group.tags.clone(),
+        metadata: group.metadata.clone(),
+    };
+    spec.groups.iter().map(status).collect()
+}
+
+/// How a definition has its making followed.
+pub(super) fn validation(spec: &ClusterSpec) -> ValidationStatus {
+    ValidationStatus {
+        wait_for_cluster: spec.validation.wait,
+        timeout_minutes: spec.validation.timeout_minutes,
     }
 }
 

@@ -16,10 +16,11 @@ use netboot::spec::{Mode, Network};
 use super::fault::{Faults, Place, suggestion};
 use super::file::{self, BootMethod, ClusterType};
 use super::free::Free;
-use super::groups::{Grouped, service, warn_of_quorum};
+use super::groups::{Grouped, warn_of_quorum};
 use super::judge::{missing, need, parse};
 use super::networks::{SiteFile, Written};
 use super::read::{self, Given};
+use super::services::{Served, validation};
 use super::source::Source;
 use super::{shape, yaml};
 
@@ -303,7 +304,7 @@ fn judge(
         node_groups,
         services,
         security: _,
-        validation: _,
+        validation: followed,
         platform_config,
     } = &**entry;
     let name: Option<ClusterName> = need(faults, "name", name, place);
@@ -323,6 +324,9 @@ fn judge(
         faults,
     );
     let (pods, services_range) = ranges(said, platform, faults);
+    let public = said.public_access.value().copied().unwrap_or(true);
+    let mut course = platform.map(Platform::course).unwrap_or_default();
+    let validation = validation(followed, platform, &mut course, faults);
     if node_groups.is_absent() {
         missing(faults, "nodeGroups", place);
     }
@@ -335,6 +339,7 @@ fn judge(
             by_template,
             platform,
             network,
+            public,
             beside,
             faults,
         };
@@ -353,7 +358,12 @@ fn judge(
         .flatten()
         .filter_map(Given::good)
     {
-        if let Some(service) = service(entry, place, faults) {
+        let judged = Served {
+            site: beside.site,
+            network,
+            faults,
+        };
+        if let Some(service) = judged.service(entry, place) {
             needs.push(service);
             sound_services.push(Written {
                 place,
@@ -389,18 +399,19 @@ fn judge(
     if !every_group || !every_service {
         return None;
     }
-    let platform = platform?;
     Some(ClusterSpec {
         name: name?,
-        platform: platform.word().into(),
+        platform: platform?.word().into(),
         version: version?.into(),
         domain: domain?,
         network: network?.name.clone(),
         pods: pods?,
         services: services_range?,
-        course: platform.course(),
+        course,
         groups,
         needs,
+        public,
+        validation,
         settings: Arc::new(settings),
     })
 }
@@ -479,6 +490,27 @@ pub(super) fn from_network(key: &str, method: &Given<BootMethod>, faults: &Fault
 
 /// Where the machines are.
 pub(super) fn the_network<'a>(
+    said: &file::ClusterNetwork,
+    item: Place,
+    site: &'a SiteFile,
+    faults: &Faults,
+) -> Option<&'a Network> {
+    let found = named_network(said, item, site, faults)?;
+    if let Some((place, file::Isolation::Vlan)) = said.isolation.good()
+        && vlan_of(found, site).is_none()
+    {
+        let link = &found.link;
+        let problem = format!(
+            "is not what network {} has: its link {link} is no VLAN",
+            found.name
+        );
+        let remedy = "name a network whose link is one, or write NONE";
+        faults.add(place, "isolation", "VLAN", problem, remedy);
+    }
+    Some(found)
+}
+
+fn named_network<'a>(
     said: &file::ClusterNetwork,
     item: Place,
     site: &'a SiteFile,

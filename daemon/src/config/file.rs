@@ -14,8 +14,8 @@ use serde::de::{self, Visitor};
 
 use super::read::{Given, Table, WORD_OR_OTHER};
 pub(super) use clusters::{
-    AntiAffinity, Boot, BootMethod, Cluster, ClusterNetwork, ClusterType, Lifecycle, NodeGroup,
-    Placement, Role, Service, ServiceType,
+    AntiAffinity, Boot, BootMethod, Cluster, ClusterNetwork, ClusterType, HealthCheck, Isolation,
+    Lifecycle, NodeGroup, Placement, Role, Service, ServiceType, Validation,
 };
 pub(super) use links::{
     Bond, Bridge, Host, HostLink, HostRoute, Link, LinkPolicy, Links, Masquerade, ReversePath, Vlan,

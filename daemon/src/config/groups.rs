@@ -1,18 +1,13 @@
-//! The groups and services of a cluster definition, each judged by itself.
-
-use std::sync::Arc;
+//! The groups of a cluster definition, each judged by itself.
 
 use ignition::platform::Platform;
-use netboot::cluster::{
-    AntiAffinity, COUNT_MAX, GroupName, NodeGroup, Placement, Role, Service, ServiceKind,
-};
+use netboot::cluster::{AntiAffinity, COUNT_MAX, GroupName, NodeGroup, Placement, Role};
 use netboot::net::ProfileName;
 use netboot::spec::Network;
 
 use super::clusters::{Beside, from_network, the_network};
 use super::fault::{Faults, Place};
 use super::file;
-use super::free::Free;
 use super::judge::{list, missing, need, parse};
 use super::machines::texts;
 use super::read::Given;
@@ -23,6 +18,8 @@ pub(super) struct Grouped<'a> {
     pub(super) by_template: bool,
     pub(super) platform: Option<Platform>,
     pub(super) network: Option<&'a Network>,
+    /// Of the whole cluster.
+    pub(super) public: bool,
     pub(super) beside: &'a Beside<'a>,
     pub(super) faults: &'a Faults,
 }
@@ -39,8 +36,8 @@ impl Grouped<'_> {
             boot,
             template,
             network,
-            tags: _,
-            metadata: _,
+            tags,
+            metadata,
             lifecycle,
         } = entry;
         let name = need(faults, "name", name, place);
@@ -70,6 +67,9 @@ impl Grouped<'_> {
         let (temporary, becomes) = self.leaves(lifecycle, role);
         let profile = self.profile(boot, role);
         let placement = self.placement(placement);
+        let text = |_: &Faults, _: &str, given: &Given<String>| given.value().cloned();
+        let tags = list(faults, "tags", tags, text);
+        let metadata = texts("metadata", metadata, faults);
         Some(NodeGroup {
             name: name?,
             role: role?,
@@ -78,6 +78,8 @@ impl Grouped<'_> {
             placement: placement?,
             temporary,
             becomes: becomes?,
+            tags,
+            metadata,
         })
     }
 
@@ -85,6 +87,13 @@ impl Grouped<'_> {
         let Some((place, said)) = network.good() else {
             return;
         };
+        let public = said.public_access.good();
+        if let Some((place, public)) = public.filter(|(_, public)| **public != self.public) {
+            let remedy = "take it out: the cluster's own `network.publicAccess` decides for all";
+            let problem = "is not what the cluster says";
+            self.faults
+                .add(place, "publicAccess", &public.to_string(), problem, remedy);
+        }
         let here = the_network(said, place, self.beside.site, self.faults);
         if let (Some(here), Some(whole)) = (here, self.network)
             && here.name != whole.name
@@ -161,43 +170,6 @@ impl Grouped<'_> {
             targets: names("targetNodes", target_nodes)?,
         })
     }
-}
-
-/// Judges one service; `None` when it is too faulty to be compared with others.
-pub(super) fn service(entry: &file::Service, item: Place, faults: &Faults) -> Option<Service> {
-    let file::Service {
-        name,
-        kind,
-        configuration,
-        depends_on,
-        required,
-        startup_order,
-    } = entry;
-    if name.is_absent() {
-        missing(faults, "name", item);
-    }
-    if kind.is_absent() {
-        missing(faults, "type", item);
-    }
-    let kind = kind.value().map(|kind| match kind {
-        file::ServiceType::LoadBalancer => ServiceKind::LoadBalancer,
-        file::ServiceType::Dns => ServiceKind::Dns,
-        file::ServiceType::Dhcp => ServiceKind::Dhcp,
-        file::ServiceType::PxeBoot => ServiceKind::PxeBoot,
-        file::ServiceType::Storage => ServiceKind::Storage,
-        file::ServiceType::Monitoring => ServiceKind::Monitoring,
-    });
-    let configuration = configuration.value();
-    let configuration = configuration.map_or(serde_json::Value::Null, Free::plain);
-    let text = |_: &Faults, _: &str, given: &Given<String>| given.value().cloned();
-    Some(Service {
-        name: name.value()?.clone(),
-        kind: kind?,
-        depends_on: list(faults, "dependsOn", depends_on, text),
-        required: required.value().copied().unwrap_or(true),
-        startup_order: startup_order.value().copied().unwrap_or(0),
-        configuration: Arc::new(configuration),
-    })
 }
 
 /// An even number of voters survives no more losses than one voter fewer (etcd, docs/faq.md, "Why an odd number of

@@ -26,6 +26,7 @@ mod networks;
 mod node_links;
 mod profiles;
 mod read;
+mod services;
 mod source;
 mod yaml;
 

@@ -42,6 +42,7 @@ use crate::link::Links;
 
 pub use check::{Check, Id, Outcome};
 pub use local::Verified;
+pub(crate) use names::addresses_of;
 pub(crate) use ports::holder;
 pub use told::preflight;
 

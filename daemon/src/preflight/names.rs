@@ -366,6 +366,27 @@ fn said(addresses: &BTreeSet<Ipv4Addr>) -> String {
     addresses.join(" and ")
 }
 
+/// Where a server says that a name is; empty where it says that there is no such name.
+///
+/// # Errors
+/// It is silent, or refuses, in words.
+pub(crate) async fn addresses_of(server: Ipv4Addr, name: &str) -> Result<Vec<Ipv4Addr>, String> {
+    let name = Name::from_ascii(format!("{name}.")).map_err(|error| error.to_string())?;
+    match ask(server, name, RecordType::A).await? {
+        Answer::Records(records) => {
+            let address = |record: RData| {
+                let RData::A(address) = record else {
+                    return None;
+                };
+                Some(address.0)
+            };
+            Ok(records.into_iter().filter_map(address).collect())
+        }
+        Answer::Nothing => Ok(Vec::new()),
+        Answer::Refused(word) => Err(word),
+    }
+}
+
 /// Asks a server one question.
 async fn ask(server: Ipv4Addr, name: Name, kind: RecordType) -> Result<Answer, String> {
     let mut last = None;

@@ -18,6 +18,42 @@
 
 use netboot::cluster::{Admit, Course, FactName, Gate, Order, Phase, Role, Stage};
 
+/// What a definition may ask to be seen before its cluster is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HealthCheck {
+    /// OKD's operators have settled.
+    ClusterOperators,
+    /// Every node is ready.
+    NodeReadiness,
+    /// The API answers.
+    ApiAvailability,
+}
+
+impl HealthCheck {
+    /// The word in definitions.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::ClusterOperators => "cluster-operators",
+            Self::NodeReadiness => "node-readiness",
+            Self::ApiAvailability => "api-availability",
+        }
+    }
+
+    /// The evidence for it, where every platform has it.
+    pub(super) fn common(self) -> Option<Vec<Gate>> {
+        match self {
+            Self::ClusterOperators => None,
+            Self::NodeReadiness => {
+                let mut gates = vec![Gate::Every(Role::ControlPlane, fact("node-ready"))];
+                gates.extend(workers_ready());
+                Some(gates)
+            }
+            Self::ApiAvailability => Some(vec![known("api")]),
+        }
+    }
+}
+
 /// Agents that may join at the same time: each asks its server for certificates.
 const AGENTS: u16 = 50;
 
@@ -42,11 +78,7 @@ pub(super) fn okd() -> Course {
                 vec![Gate::Any(Role::ControlPlane, fact("machine-config-server"))],
             ),
             phase(Stage::Worker, workers(&Order::Together), workers_ready()),
-            phase(
-                Stage::Addon,
-                Vec::new(),
-                vec![known("version-available"), known("operators-settled")],
-            ),
+            phase(Stage::Addon, Vec::new(), operators_settled()),
             phase(Stage::Ready, Vec::new(), Vec::new()),
         ],
     }
@@ -122,6 +154,10 @@ fn workers(order: &Order) -> Vec<Admit> {
         .into()
 }
 
+pub(super) fn operators_settled() -> Vec<Gate> {
+    vec![known("version-available"), known("operators-settled")]
+}
+
 fn workers_ready() -> Vec<Gate> {
     [Role::Worker, Role::Infra]
         .map(|role| Gate::Every(role, fact("node-ready")))
@@ -164,6 +200,42 @@ mod tests {
                 };
                 assert_eq!(course.admits(role), wanted, "{platform} {role}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_besides_is_seen_before_the_end_and_no_gate_is_there_twice() {
+        for platform in Platform::ALL {
+            let mut course = platform.course();
+            let asked = [
+                HealthCheck::ClusterOperators,
+                HealthCheck::NodeReadiness,
+                HealthCheck::ApiAvailability,
+            ];
+            let gates: Vec<Gate> = asked
+                .into_iter()
+                .filter_map(|check| platform.evidence(check))
+                .flatten()
+                .collect();
+            course.also(gates.clone());
+            course.also(gates.clone());
+            let all: Vec<&Gate> = course
+                .phases
+                .iter()
+                .flat_map(|phase| &phase.gates)
+                .collect();
+            for gate in &gates {
+                let times = all.iter().filter(|other| **other == gate).count();
+                assert!(times >= 1, "{platform} {gate:?}");
+            }
+            let before: usize = platform
+                .course()
+                .phases
+                .iter()
+                .map(|phase| phase.gates.len())
+                .sum();
+            assert!(all.len() <= before + gates.len());
+            assert_eq!(course.phases.last().map(|last| last.gates.len()), Some(0));
         }
     }
 

@@ -19,8 +19,9 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use netboot::cluster::Course;
+pub use course::HealthCheck;
 pub use netboot::cluster::Role;
+use netboot::cluster::{Course, Gate};
 use netboot::csr::{Bootstrapper, CsrPolicy};
 use netboot::endpoint::Port;
 use netboot::net::{Hostname, Malformed, Subnet};
@@ -136,6 +137,15 @@ impl Platform {
             Self::Okd => course::okd(),
             Self::Talos => course::talos(),
             Self::K3s => course::k3s(),
+        }
+    }
+
+    /// What must be seen for a check; `None` where the platform has no such thing.
+    #[must_use]
+    pub fn evidence(self, check: HealthCheck) -> Option<Vec<Gate>> {
+        match (self, check) {
+            (Self::Okd, HealthCheck::ClusterOperators) => Some(course::operators_settled()),
+            _ => check.common(),
         }
     }
 

@@ -4,7 +4,9 @@
 
 use std::fmt;
 
-use super::{ClusterName, ClusterSpec, ClusterState, FactKey, FactName, Member, Role, SECRETS};
+use super::{
+    ClusterName, ClusterSpec, ClusterState, Down, FactKey, FactName, Member, Role, SECRETS,
+};
 use crate::net::NodeName;
 
 /// The phases of a platform, in order. The last one is [`Stage::Ready`], which has no gates.
@@ -137,8 +139,10 @@ pub struct Waits {
     pub cluster: ClusterName,
     /// The phase the cluster is in.
     pub stage: Stage,
-    /// What is waited for; never empty.
+    /// What is waited for.
     pub unmet: Vec<Unmet>,
+    /// The services that hold it; one of the two is never empty.
+    pub down: Vec<Down>,
 }
 
 impl fmt::Display for Waits {
@@ -148,11 +152,10 @@ impl fmt::Display for Waits {
             "waits its turn in {} ({} phase): ",
             self.cluster, self.stage
         )?;
-        for (place, unmet) in self.unmet.iter().enumerate() {
-            let comma = if place == 0 { "" } else { ", " };
-            write!(f, "{comma}{unmet}")?;
-        }
-        Ok(())
+        let down = self.down.iter().map(ToString::to_string);
+        let unmet = self.unmet.iter().map(ToString::to_string);
+        let all: Vec<String> = down.chain(unmet).collect();
+        f.write_str(&all.join(", "))
     }
 }
 
@@ -176,6 +179,18 @@ impl Course {
         self.phases
             .first()
             .map_or(Stage::Ready, |phase| phase.stage)
+    }
+
+    /// Adds gates to the last phase before the end, those that it does not have.
+    pub fn also(&mut self, gates: impl IntoIterator<Item = Gate>) {
+        for gate in gates {
+            let known = self.phases.iter().any(|phase| phase.gates.contains(&gate));
+            let mut phases = self.phases.iter_mut().rev();
+            let last = phases.find(|phase| phase.stage != Stage::Ready);
+            if let Some(last) = last.filter(|_| !known) {
+                last.gates.push(gate);
+            }
+        }
     }
 
     /// The phase after `stage`; `Ready` is after everything.
@@ -208,6 +223,7 @@ impl ClusterState {
                 cluster: member.cluster.clone(),
                 stage: self.record.stage,
                 unmet,
+                down: Vec::new(),
             })
         };
         if let Some(unmet) = self.unprepared(spec) {
@@ -239,6 +255,24 @@ impl ClusterState {
             }
         }
         waits(nearest.unwrap_or_else(|| self.unmet(spec)))
+    }
+
+    /// May this member, which nothing was given yet, begin?
+    ///
+    /// # Errors
+    /// What it waits for.
+    pub fn may_begin(&self, spec: &ClusterSpec, member: &Member) -> Result<(), Waits> {
+        let turn = self.turn(spec, member);
+        let down = self.down(spec);
+        if down.is_empty() {
+            return turn;
+        }
+        Err(Waits {
+            cluster: member.cluster.clone(),
+            stage: self.record.stage,
+            unmet: turn.err().map_or_else(Vec::new, |waits| waits.unmet),
+            down,
+        })
     }
 
     /// What nobody may boot without.

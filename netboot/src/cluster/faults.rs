@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ClusterSpec, NodeGroup, Role, ServiceFault, start_order};
+use super::{ClusterSpec, NodeGroup, Role, ServiceFault, ServiceName, start_order};
 use crate::faults::fault;
 use crate::net::{NodeName, Subnet, nearest};
 use crate::spec::{ConfigSource, Item, SiteParts, SpecFault};
@@ -58,11 +58,11 @@ fn own_faults(index: usize, cluster: &ClusterSpec, found: &mut Vec<SpecFault>) {
             ));
         }
     }
-    let place_of = |name: &str| {
+    let place_of = |name: &ServiceName| {
         cluster
             .needs
             .iter()
-            .position(|service| service.name == name)
+            .position(|service| service.name == *name)
     };
     for (place, service) in cluster.needs.iter().enumerate() {
         if cluster.needs[..place]
@@ -81,26 +81,29 @@ fn own_faults(index: usize, cluster: &ClusterSpec, found: &mut Vec<SpecFault>) {
     for wrong in start_order(&cluster.needs).err().into_iter().flatten() {
         let (name, value, problem, remedy) = match wrong {
             ServiceFault::Unknown { service, wanted } => (
-                service,
-                wanted,
+                Some(service),
+                wanted.to_string(),
                 "is no service of this cluster".to_owned(),
                 "name a service of the list, or take it out",
             ),
             ServiceFault::Cycle(ring) => (
-                ring.first().cloned().unwrap_or_default(),
-                ring.join(" -> "),
+                ring.first().cloned(),
+                ring.iter()
+                    .map(ServiceName::as_str)
+                    .collect::<Vec<_>>()
+                    .join(" -> "),
                 "wait for each other in a ring".to_owned(),
                 "take one `dependsOn` out",
             ),
             ServiceFault::Order { service, after } => (
-                service,
-                after,
+                Some(service),
+                after.to_string(),
                 "starts later by its `startupOrder`".to_owned(),
                 "give it a lower `startupOrder`, or take it out of `dependsOn`",
             ),
         };
-        let item =
-            place_of(&name).map_or(Item::Cluster(index), |place| Item::Service(index, place));
+        let place = name.and_then(|name| place_of(&name));
+        let item = place.map_or(Item::Cluster(index), |place| Item::Service(index, place));
         found.push(fault(item, "dependsOn", &value, problem, remedy));
     }
 }

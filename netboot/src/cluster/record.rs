@@ -243,6 +243,20 @@ impl Site {
             .filter(|_| self.member(node).is_none())
     }
 
+    /// May a machine be told to boot? As [`Site::turn`]; and one that has got nothing yet begins only while the services
+    /// that its cluster requires are up. A config left, and that was its turn: whatever fails then, it goes on.
+    ///
+    /// # Errors
+    /// What it waits for.
+    pub fn may_begin(&self, node: &NodeSpec) -> Result<(), Waits> {
+        let member = self.member(&node.name);
+        let begun = self.record(&node.name).configured.is_some();
+        match member.and_then(|member| Some((member, self.cluster(&member.cluster)?))) {
+            Some((member, (spec, state))) if !begun => state.may_begin(spec, member),
+            _ => self.turn(node),
+        }
+    }
+
     /// May a member boot yet? A machine of no cluster may.
     ///
     /// # Errors
@@ -385,7 +399,8 @@ impl ClusterDraft<'_> {
                 self.runs(node, key.fact.as_str() == NODE_READY);
             }
         }
-        if !learned.is_empty() {
+        // A service that is up again is no news, and the phase may have waited for it.
+        if !learned.is_empty() || !spec.needs.is_empty() {
             self.advance(&spec);
         }
     }
@@ -520,7 +535,8 @@ impl ClusterDraft<'_> {
     fn advance(&mut self, spec: &ClusterSpec) {
         while let Some(state) = self.site.clusters.get(&spec.name) {
             let stage = state.record.stage;
-            if stage == Stage::Ready || !state.unmet(spec).is_empty() {
+            let over = state.unmet(spec).is_empty() && state.down(spec).is_empty();
+            if stage == Stage::Ready || !over {
                 break;
             }
             let retires = spec.course.phase(stage).and_then(|phase| phase.retires);

@@ -1,23 +1,53 @@
-//! What a cluster leans on, and in which order it is started. Pure: `dependsOn` first, then `startupOrder`, then
-//! the name.
+//! What a cluster leans on: in which order it is started, how each service is, and which of them hold the cluster.
+//!
+//! ```text
+//!   dependsOn, startupOrder ──▶ before()    what must have been up before a service is started
+//!   latched facts           ──▶ started     never taken back, so that a flicker of DNS shuts no listener
+//!   latest looks            ──▶ state       up, starting, waits, failed; a required one that is not up holds
+//! ```
+//!
+//! That a service was up once is a fact of the cluster, `service-NAME`, known for good like every fact; what depends on
+//! it is started from then on. How it is now is the latest look at that fact. A look that is bad takes no turn away
+//! from a machine that used it: it only keeps others from beginning, and the phase from ending.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::{ClusterSpec, ClusterState, FactKey, FactName, Look};
+use crate::net::{Hostname, Malformed, Name};
+
+/// The kind of [`ServiceName`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OfService {}
+
+/// A service's name in its cluster, at most [`SERVICE_NAME_MAX`] letters.
+pub type ServiceName = Name<OfService>;
+
+/// What the fact of a service begins with.
+const FACT: &str = "service-";
+/// Letters of a service's name: its fact is one label (RFC 1123, section 2.1).
+pub const SERVICE_NAME_MAX: usize = 63 - FACT.len();
 
 /// One service that a definition asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// Unique in its cluster.
-    pub name: String,
+    pub name: ServiceName,
     /// What it is.
     pub kind: ServiceKind,
+    /// Who does it.
+    pub provider: Provider,
     /// Names of services that must be up before it.
-    pub depends_on: Vec<String>,
-    /// Whether the cluster's phases wait for it.
+    pub depends_on: Vec<ServiceName>,
+    /// Whether the cluster waits for it.
     pub required: bool,
-    /// Among services that don't depend on each other, the lower one starts first.
+    /// The required ones of a lower number must be up before it, too.
     pub startup_order: u32,
     /// Its `configuration`, as written.
-    pub configuration: std::sync::Arc<serde_json::Value>,
+    pub configuration: Arc<serde_json::Value>,
 }
 
 /// What a service is.
@@ -37,40 +67,353 @@ pub enum ServiceKind {
     Monitoring,
 }
 
+impl ServiceKind {
+    /// The word in tables and JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::LoadBalancer => "load-balancer",
+            Self::Dns => "dns",
+            Self::Dhcp => "dhcp",
+            Self::PxeBoot => "pxe-boot",
+            Self::Storage => "storage",
+            Self::Monitoring => "monitoring",
+        }
+    }
+}
+
+/// Who does a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// This bastion.
+    Builtin,
+    /// Others; without a target nobody looks at it, and it is taken on trust.
+    External(Option<Target>),
+    /// Nobody: the cluster does without, and what depends on it does not wait.
+    Off,
+}
+
+impl Provider {
+    /// The word in definitions, tables and JSON.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Builtin => "builtin",
+            Self::External(_) => "external",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// Where a service of others is looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// A name that the bastion's own resolver knows, or an address.
+    pub host: Host,
+    /// The TCP port, never 0.
+    pub port: u16,
+    /// What a `GET` asks for, over plain HTTP; none where a connection says enough.
+    pub path: Option<String>,
+}
+
+/// A host by address or by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// By address.
+    Address(IpAddr),
+    /// By name.
+    Name(Hostname),
+}
+
+impl Target {
+    /// `HOST:PORT`.
+    ///
+    /// # Errors
+    /// How it is written.
+    pub fn of_address(text: &str) -> Result<Self, Malformed> {
+        const RULE: &str = "write HOST:PORT, such as 10.107.0.5:2049 or [2001:db8::5]:2049";
+        let malformed = || Malformed::new("address", text, RULE);
+        let (host, port) = text.rsplit_once(':').ok_or_else(malformed)?;
+        let host = host.parse().map_err(|_| malformed())?;
+        let port = port.parse().ok().filter(|port| *port != 0);
+        Ok(Self {
+            host,
+            port: port.ok_or_else(malformed)?,
+            path: None,
+        })
+    }
+
+    /// `http://HOST[:PORT][/PATH]`.
+    ///
+    /// # Errors
+    /// How it is written.
+    pub fn of_url(text: &str) -> Result<Self, Malformed> {
+        const RULE: &str = "write http://HOST[:PORT]/PATH; for anything else write `address: HOST:PORT`, which is asked for a connection";
+        let malformed = || Malformed::new("URL", text, RULE);
+        let rest = text.strip_prefix("http://").ok_or_else(malformed)?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let plain = |b: u8| b.is_ascii_graphic() && b != b'#';
+        if !path.bytes().all(plain) {
+            return Err(malformed());
+        }
+        let at =
+            Self::of_address(authority).or_else(|_| Self::of_address(&format!("{authority}:80")));
+        Ok(Self {
+            path: Some(if path.is_empty() { "/" } else { path }.to_owned()),
+            ..at.map_err(|_| malformed())?
+        })
+    }
+}
+
+impl FromStr for Host {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let bracketed = text
+            .strip_prefix('[')
+            .and_then(|text| text.strip_suffix(']'));
+        match bracketed.unwrap_or(text).parse() {
+            Ok(IpAddr::V6(_)) if bracketed.is_none() => Err(Malformed::new(
+                "host",
+                text,
+                "write an IPv6 address in brackets",
+            )),
+            Ok(address) => Ok(Self::Address(address)),
+            Err(_) => text.parse().map(Self::Name),
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port, path } = self;
+        match path {
+            Some(path) => write!(f, "http://{host}:{port}{path}"),
+            None => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// How a service is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceState {
+    /// The latest look found it so.
+    Up,
+    /// It is started, and nobody has looked since; after a start of the daemon, too.
+    Starting,
+    /// These must be up first.
+    Waits(Vec<ServiceName>),
+    /// What the latest look showed.
+    Failed(String),
+    /// Others have it, and nothing says where to look.
+    Trusted,
+    /// See [`Provider::Off`].
+    Off,
+}
+
+impl ServiceState {
+    /// Whether a cluster that requires it may go on.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        matches!(self, Self::Up | Self::Trusted | Self::Off)
+    }
+
+    /// The word in tables and JSON.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Starting => "starting",
+            Self::Waits(_) => "waits",
+            Self::Failed(_) => "failed",
+            Self::Trusted => "by others",
+            Self::Off => "off",
+        }
+    }
+}
+
+impl fmt::Display for ServiceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waits(names) => {
+                let names: Vec<&str> = names.iter().map(ServiceName::as_str).collect();
+                write!(f, "waits for {}", names.join(", "))
+            }
+            Self::Failed(words) => f.write_str(words),
+            Self::Trusted => f.write_str("by others, not looked at"),
+            Self::Up | Self::Starting | Self::Off => f.write_str(self.word()),
+        }
+    }
+}
+
+/// A required service that is not up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Down {
+    /// Which.
+    pub service: ServiceName,
+    /// How it is instead.
+    pub state: ServiceState,
+}
+
+impl fmt::Display for Down {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "service {} (required): {}", self.service, self.state)
+    }
+}
+
+impl Service {
+    /// The fact that it was up.
+    ///
+    /// # Panics
+    /// Never: a name that is too long is refused when its definition is read.
+    #[must_use]
+    pub fn fact(&self) -> FactName {
+        let fact = format!("{FACT}{}", self.name).parse();
+        fact.expect("a service's name leaves room for what its fact begins with")
+    }
+
+    /// Whether anybody can look at it.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        matches!(
+            self.provider,
+            Provider::Builtin | Provider::External(Some(_))
+        )
+    }
+
+    /// What must have been up before it is started.
+    fn before<'a>(&self, all: &'a [Self]) -> impl Iterator<Item = &'a Self> {
+        all.iter().filter(|other| {
+            let earlier = other.required && other.startup_order < self.startup_order;
+            other.is_watched() && (earlier || self.depends_on.contains(&other.name))
+        })
+    }
+}
+
+impl ClusterState {
+    /// How each service is, in start order.
+    #[must_use]
+    pub fn services<'a>(&self, spec: &'a ClusterSpec) -> Vec<(&'a Service, ServiceState)> {
+        // Definitions without an order are refused when they are read.
+        let order = start_order(&spec.needs).unwrap_or_default();
+        let state = |service: &'a Service| (service, self.state_of(service, spec));
+        order.into_iter().map(state).collect()
+    }
+
+    /// The services that are started and can be looked at, in file order.
+    pub fn watched<'a>(&self, spec: &'a ClusterSpec) -> impl Iterator<Item = &'a Service> {
+        let started =
+            |service: &&Service| service.is_watched() && self.waits_for(service, spec).is_empty();
+        spec.needs.iter().filter(started)
+    }
+
+    /// Whether this bastion does what services of a kind are there for: it is not listed, or started.
+    #[must_use]
+    pub fn does(&self, kind: ServiceKind, spec: &ClusterSpec) -> bool {
+        let mut of_kind = spec
+            .needs
+            .iter()
+            .filter(|service| service.kind == kind)
+            .peekable();
+        let started = |service: &Service| {
+            service.provider == Provider::Builtin && self.waits_for(service, spec).is_empty()
+        };
+        of_kind.peek().is_none() || of_kind.any(started)
+    }
+
+    /// The required services that are not up: while there are any, no machine begins and the phase does not end.
+    #[must_use]
+    pub fn down(&self, spec: &ClusterSpec) -> Vec<Down> {
+        let required = spec.needs.iter().filter(|service| service.required);
+        let down = required.map(|service| Down {
+            service: service.name.clone(),
+            state: self.state_of(service, spec),
+        });
+        down.filter(|down| !down.state.serves()).collect()
+    }
+
+    fn state_of(&self, service: &Service, spec: &ClusterSpec) -> ServiceState {
+        match service.provider {
+            Provider::Off => return ServiceState::Off,
+            Provider::External(None) => return ServiceState::Trusted,
+            Provider::Builtin | Provider::External(Some(_)) => {}
+        }
+        let waits = self.waits_for(service, spec);
+        if !waits.is_empty() {
+            return ServiceState::Waits(waits);
+        }
+        match self.look_at(service) {
+            Some(Look { holds: true, .. }) => ServiceState::Up,
+            Some(Look { words, .. }) => ServiceState::Failed(words.clone()),
+            None => ServiceState::Starting,
+        }
+    }
+
+    /// The latest look at a service, since the daemon started.
+    #[must_use]
+    pub fn look_at(&self, service: &Service) -> Option<&Look> {
+        self.looks.get(&FactKey {
+            node: None,
+            fact: service.fact(),
+        })
+    }
+
+    /// What keeps a service from being started. One that was up is started for good.
+    fn waits_for(&self, service: &Service, spec: &ClusterSpec) -> Vec<ServiceName> {
+        let was_up = |service: &Service| self.knows(&service.fact(), None);
+        if was_up(service) {
+            return Vec::new();
+        }
+        let before = service.before(&spec.needs);
+        let missing = before.filter(|other| !was_up(other));
+        missing.map(|other| other.name.clone()).collect()
+    }
+}
+
 /// Why services have no start order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceFault {
     /// `depends_on` names a service that isn't there.
     Unknown {
         /// Whose.
-        service: String,
+        service: ServiceName,
         /// What it named.
-        wanted: String,
+        wanted: ServiceName,
     },
     /// They wait for each other, in a ring that ends where it began.
-    Cycle(Vec<String>),
+    Cycle(Vec<ServiceName>),
     /// A service starts by its number before one that it depends on.
     Order {
         /// Which.
-        service: String,
+        service: ServiceName,
         /// The one it depends on, with a higher number.
-        after: String,
+        after: ServiceName,
     },
 }
 
-/// The names in start order; stopping is the same list upwards.
+/// The services in start order: `depends_on` first, then the number, then the name. Stopping is the same list upwards.
 ///
 /// # Errors
 /// Every fault.
 pub fn start_order(services: &[Service]) -> Result<Vec<&Service>, Vec<ServiceFault>> {
-    let by_name: BTreeMap<&str, &Service> = services
+    let by_name: BTreeMap<&ServiceName, &Service> = services
         .iter()
-        .map(|service| (service.name.as_str(), service))
+        .map(|service| (&service.name, service))
         .collect();
     let mut faults = Vec::new();
     for service in services {
         for wanted in &service.depends_on {
-            let fault = match by_name.get(wanted.as_str()) {
+            let fault = match by_name.get(wanted) {
                 None => ServiceFault::Unknown {
                     service: service.name.clone(),
                     wanted: wanted.clone(),
@@ -84,14 +427,15 @@ pub fn start_order(services: &[Service]) -> Result<Vec<&Service>, Vec<ServiceFau
             faults.push(fault);
         }
     }
-    let mut started: BTreeSet<&str> = BTreeSet::new();
+    let mut started: BTreeSet<&ServiceName> = BTreeSet::new();
     let mut order = Vec::with_capacity(services.len());
     while order.len() < services.len() {
         let ready = |service: &&&Service| {
-            !started.contains(service.name.as_str())
-                && service.depends_on.iter().all(|wanted| {
-                    started.contains(wanted.as_str()) || !by_name.contains_key(wanted.as_str())
-                })
+            !started.contains(&service.name)
+                && service
+                    .depends_on
+                    .iter()
+                    .all(|wanted| started.contains(wanted) || !by_name.contains_key(wanted))
         };
         let next = by_name
             .values()
@@ -115,24 +459,26 @@ pub fn start_order(services: &[Service]) -> Result<Vec<&Service>, Vec<ServiceFau
 }
 
 /// One ring among the services that never start: follow what each waits for until a name comes again.
-fn ring(by_name: &BTreeMap<&str, &Service>, started: &BTreeSet<&str>) -> Vec<String> {
-    let mut walk: Vec<&str> = Vec::new();
+fn ring<'a>(
+    by_name: &BTreeMap<&'a ServiceName, &'a Service>,
+    started: &BTreeSet<&ServiceName>,
+) -> Vec<ServiceName> {
+    let mut walk: Vec<&ServiceName> = Vec::new();
     let mut here = by_name.keys().copied().find(|name| !started.contains(name));
     while let Some(name) = here {
         if let Some(begin) = walk.iter().position(|seen| *seen == name) {
             let ring = walk[begin..].iter().chain([&name]);
-            return ring.map(|name| (*name).to_owned()).collect();
+            return ring.map(|name| (*name).clone()).collect();
         }
         walk.push(name);
         let wanted = by_name
             .get(name)
             .into_iter()
             .flat_map(|service| &service.depends_on);
-        here = wanted
-            .map(String::as_str)
-            .find(|name| by_name.contains_key(name) && !started.contains(name));
+        let mut stuck = wanted.filter(|name| by_name.contains_key(name) && !started.contains(name));
+        here = stuck.next();
     }
-    walk.into_iter().map(str::to_owned).collect()
+    walk.into_iter().cloned().collect()
 }
 
 #[cfg(test)]
@@ -141,9 +487,13 @@ mod tests {
 
     fn service(name: &str, order: u32, depends_on: &[&str]) -> Service {
         Service {
-            name: name.to_owned(),
+            name: name.parse().unwrap(),
             kind: ServiceKind::Dns,
-            depends_on: depends_on.iter().map(|name| (*name).to_owned()).collect(),
+            provider: Provider::Builtin,
+            depends_on: depends_on
+                .iter()
+                .map(|name| name.parse().unwrap())
+                .collect(),
             required: true,
             startup_order: order,
             configuration: serde_json::Value::Null.into(),
@@ -174,15 +524,19 @@ mod tests {
         ];
         let faults = start_order(&services).unwrap_err();
         assert!(faults.contains(&ServiceFault::Unknown {
-            service: "d".to_owned(),
-            wanted: "e".to_owned()
+            service: "d".parse().unwrap(),
+            wanted: "e".parse().unwrap()
         }));
         assert!(faults.contains(&ServiceFault::Order {
-            service: "d".to_owned(),
-            after: "f".to_owned()
+            service: "d".parse().unwrap(),
+            after: "f".parse().unwrap()
         }));
-        assert!(faults.contains(&ServiceFault::Cycle(
-            ["a", "b", "c", "a"].map(str::to_owned).to_vec()
-        )));
+        assert!(
+            faults.contains(&ServiceFault::Cycle(
+                ["a", "b", "c", "a"]
+                    .map(|name| name.parse().unwrap())
+                    .to_vec()
+            ))
+        );
     }
 }

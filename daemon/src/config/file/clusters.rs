@@ -2,7 +2,7 @@
 
 #![expect(
     dead_code,
-    reason = "words for people are read, so that their kinds are judged, and nothing is decided by them"
+    reason = "what virtual machines would be made from is read, so that its kinds are judged before it is refused"
 )]
 
 use schemars::JsonSchema;
@@ -38,7 +38,7 @@ pub(in crate::config) struct Cluster {
     /// No key of it is known yet.
     #[serde(default)]
     pub(in crate::config) security: Given<Security>,
-    /// How long its making is followed.
+    /// How its making is followed, and what must be seen besides.
     #[serde(default)]
     pub(in crate::config) validation: Given<Validation>,
     /// What only its platform knows.
@@ -84,10 +84,11 @@ pub(in crate::config) struct ClusterNetwork {
     /// The VLAN of its network, 1 to 4094.
     #[serde(rename = "privateVLAN", default)]
     pub(in crate::config) private_vlan: Given<u16>,
-    /// Whether the network is a VLAN of its own. The site's links say so; here it is a word for people.
+    /// `VLAN`: the link of the network must be one. `NONE` asks for nothing.
     #[serde(default)]
     pub(in crate::config) isolation: Given<Isolation>,
-    /// Whether people outside use the cluster. The site's links decide it; here it is a word for people.
+    /// Whether people outside use the cluster: its ports are taken and its names told on the site's public links, too;
+    /// true unless given.
     #[serde(default)]
     pub(in crate::config) public_access: Given<bool>,
     /// The domain below which the cluster's own lies, `lab.example` for `api.NAME.lab.example`; the network's unless
@@ -131,10 +132,10 @@ pub(in crate::config) struct NodeGroup {
     /// The cluster's network again; machines of another one have no place in it yet.
     #[serde(default)]
     pub(in crate::config) network: Given<ClusterNetwork>,
-    /// Words for people; nothing is decided by them.
+    /// Words for people; plans and `--json` show them.
     #[serde(default)]
     pub(in crate::config) tags: Given<Vec<Given<String>>>,
-    /// Words for people; nothing is decided by them.
+    /// Words for people, by key; plans and `--json` show them.
     #[serde(default)]
     pub(in crate::config) metadata: Given<Table<Text>>,
     /// When its machines leave.
@@ -229,21 +230,23 @@ pub(in crate::config) struct Lifecycle {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(in crate::config) struct Service {
-    /// Its name in the definition.
+    /// Its name in the definition: lowercase letters, digits and hyphens, at most 55.
     pub(in crate::config) name: Given<String>,
     /// What it is.
     #[serde(rename = "type")]
     pub(in crate::config) kind: Given<ServiceType>,
-    /// What its kind wants to know.
+    /// Who does it, by `mode`: `builtin`, this bastion; `external`, others, looked at by `address: HOST:PORT` (a
+    /// connection) or `url: http://…` (a GET), and taken on trust without either; `off`, nobody. Unless given, what the
+    /// site does. Other keys are words for people.
     #[serde(default)]
     pub(in crate::config) configuration: Given<Free>,
-    /// Services of the list that are up before it.
+    /// Services of the list that must be up before it is started.
     #[serde(default)]
     pub(in crate::config) depends_on: Given<Vec<Given<String>>>,
-    /// Whether the cluster waits for it; true unless given.
+    /// Whether the cluster waits for it: while it isn't up no new machine begins, and no phase ends; true unless given.
     #[serde(default)]
     pub(in crate::config) required: Given<bool>,
-    /// The lower number starts first among those that don't depend on each other; 0 unless given.
+    /// The required services of a lower number must be up before it is started; 0 unless given.
     #[serde(default)]
     pub(in crate::config) startup_order: Given<u32>,
 }
@@ -269,17 +272,18 @@ pub(in crate::config) enum ServiceType {
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Security {}
 
-/// How a cluster's making is followed. Phases end by evidence and never by a clock, so nothing here changes them.
+/// How a cluster's making is followed. Phases end by evidence and never by a clock.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(in crate::config) struct Validation {
-    /// A word for whoever follows; `reveille cluster status --watch` does.
+    /// Whether `reveille cluster apply` waits until the cluster is ready, or the time is over.
     #[serde(default)]
     pub(in crate::config) wait_for_cluster: Given<bool>,
-    /// When people had better look, in minutes.
+    /// Minutes from the first machine's boot after which `status` raises an alarm while the cluster isn't ready; no phase
+    /// ends by it.
     #[serde(default)]
     pub(in crate::config) timeout_minutes: Given<u16>,
-    /// What is looked at; all of it always is, as far as the platform has it.
+    /// What must be seen before the cluster is ready, besides what its platform asks for.
     #[serde(default)]
     pub(in crate::config) health_checks: Given<Vec<Given<HealthCheck>>>,
 }

@@ -1,0 +1,394 @@
+//! The watch over what clusters lean on: a look at each service that is started, once a second, told to the controller.
+//!
+//! ```text
+//!   balancer, DNS, DHCP, TFTP, boot HTTP, depot ──look──▶ Event::Seen ──▶ what is started next, who is held
+//!   targets of others, less often                ──look──▶            └──▶ `status`: a condition for each service
+//! ```
+//!
+//! What follows from a look is decided in `netboot`; nothing is started or stopped here. The balancer's view of the site
+//! and the names leave out what is not started yet, and take it in by themselves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use images::Depot;
+use netboot::cluster::{
+    BEGUN, ClusterName, ClusterSpec, ClusterState, FactKey, FactName, Host, Member, Provider, Seen,
+    Service, ServiceKind, ServiceName, ServiceState, Stage, Target,
+};
+use netboot::event::Event;
+use netboot::net::{LinkName, Timestamp};
+use netboot::site::Site;
+use netboot::spec::Network;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::status::ClusterSummary;
+use crate::balancer::ListenerStatus;
+use crate::bastion::Bastion;
+use crate::controller::{NotWritten, now};
+use crate::image;
+use crate::preflight::addresses_of;
+
+/// Between two looks at what is ours.
+const LOOK_TIME: Duration = Duration::from_secs(1);
+/// Between two looks at what others have, while it is not up and when it is.
+const LOOK_AT_OTHERS_TIME: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(10)];
+/// How long others may take to answer.
+const ANSWER_TIME: Duration = Duration::from_secs(3);
+/// Of an answer, the part that is read: its status line is at its beginning.
+const ANSWER_BYTES_MAX: u64 = 1024;
+
+/// What was seen, good or bad, in words.
+type Looked = Result<String, String>;
+
+/// Looks at the services of every cluster until `stop`.
+///
+/// # Errors
+/// [`NotWritten::Stopping`] when the controller is gone.
+pub(crate) async fn watch(
+    bastion: Arc<Bastion>,
+    stop: CancellationToken,
+) -> Result<(), NotWritten> {
+    let depot = image::depot(&bastion.options.state).ok().map(Arc::new);
+    let mut due = BTreeMap::<(ClusterName, ServiceName), Instant>::new();
+    let mut ticks = tokio::time::interval(LOOK_TIME);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        bastion.controller.alive().await?;
+        let site = bastion.controller.snapshot().load();
+        let mut looks = JoinSet::new();
+        let at = Instant::now();
+        let mut watched = BTreeSet::new();
+        for (spec, state) in site.clusters() {
+            for service in state.watched(spec) {
+                let key = (spec.name.clone(), service.name.clone());
+                watched.insert(key.clone());
+                if due.get(&key).is_some_and(|due| *due > at) {
+                    continue;
+                }
+                if matches!(service.provider, Provider::External(_)) {
+                    let up = state.look_at(service).is_some_and(|look| look.holds);
+                    due.insert(key, at + LOOK_AT_OTHERS_TIME[usize::from(up)]);
+                }
+                let one = One {
+                    bastion: Arc::clone(&bastion),
+                    depot: depot.clone(),
+                    site: Arc::clone(&site),
+                    spec: Arc::clone(spec),
+                    service: service.clone(),
+                };
+                looks.spawn(one.look());
+            }
+        }
+        due.retain(|key, _| watched.contains(key));
+        let mut seen = BTreeMap::<ClusterName, Vec<Seen>>::new();
+        while let Some(looked) = looks.join_next().await {
+            let (cluster, look) = looked.expect("no look panics, and nobody aborts one");
+            seen.entry(cluster).or_default().push(look);
+        }
+        for (spec, state) in site.clusters() {
+            seen.entry(spec.name.clone())
+                .or_default()
+                .extend(begun(&site, state));
+        }
+        for (cluster, seen) in seen.into_iter().filter(|(_, seen)| !seen.is_empty()) {
+            // What was not written down is seen again the next time.
+            let _ = bastion
+                .controller
+                .apply(Event::Seen { cluster, seen })
+                .await;
+        }
+        tell(&bastion);
+    }
+}
+
+/// The first boot of a cluster's machines, until it is known.
+fn begun(site: &Site, state: &ClusterState) -> Option<Seen> {
+    let fact: FactName = BEGUN.parse().ok()?;
+    if state.knows(&fact, None) {
+        return None;
+    }
+    let boots = |member: &&Arc<Member>| {
+        let attempt = site.record(&member.node).attempt.as_ref();
+        attempt.is_some_and(|attempt| attempt.profile == member.profile)
+    };
+    let first = state.members.iter().find(boots)?;
+    Some(Seen {
+        key: FactKey { node: None, fact },
+        holds: true,
+        words: format!("{} was served its boot", first.node),
+    })
+}
+
+/// Says how each service is, and which clusters take longer than their definition thought.
+fn tell(bastion: &Bastion) {
+    let site = bastion.controller.snapshot().load();
+    let health = &bastion.health;
+    let mut subjects = BTreeSet::new();
+    for (spec, state) in site.clusters() {
+        for (service, how) in state.services(spec) {
+            let subject = format!("service {} of {}", service.name, spec.name);
+            match &how {
+                ServiceState::Up => {
+                    let look = state.look_at(service);
+                    health.well(&subject, look.map_or("up", |look| &look.words));
+                }
+                ServiceState::Failed(_) | ServiceState::Waits(_) => {
+                    health.ill(&subject, how.to_string());
+                }
+                ServiceState::Starting | ServiceState::Trusted | ServiceState::Off => continue,
+            }
+            subjects.insert(subject);
+        }
+        if let Some(late) = late(&site, spec, state, now()) {
+            let subject = format!("making of {}", spec.name);
+            health.ill(&subject, late);
+            subjects.insert(subject);
+        }
+    }
+    health.retain(|subject| {
+        let ours = subject.starts_with("service ") || subject.starts_with("making of ");
+        !ours || subjects.contains(subject)
+    });
+}
+
+/// Why people had better look: the cluster is not ready in the time that its definition gives.
+fn late(site: &Site, spec: &ClusterSpec, state: &ClusterState, now: Timestamp) -> Option<String> {
+    let minutes = u64::from(spec.validation.timeout_minutes?);
+    let fact = BEGUN.parse().ok()?;
+    let begun = state.record.facts.get(&FactKey { node: None, fact })?;
+    let over = now.millis_since(begun.at) / 60_000 >= minutes;
+    (over && state.record.stage != Stage::Ready).then(|| {
+        format!(
+            "not ready {minutes} minutes after {}; {}; see `reveille cluster status {}`",
+            begun.words,
+            ClusterSummary::of(site, spec, state, now).sentence,
+            spec.name
+        )
+    })
+}
+
+/// One look at one service.
+struct One {
+    bastion: Arc<Bastion>,
+    depot: Option<Arc<Depot>>,
+    site: Arc<Site>,
+    spec: Arc<ClusterSpec>,
+    service: Service,
+}
+
+impl One {
+    async fn look(self) -> (ClusterName, Seen) {
+        let looked = match (&self.service.provider, self.service.kind) {
+            (Provider::External(Some(target)), _) => reach(target).await,
+            (Provider::Builtin, ServiceKind::LoadBalancer) => self.listeners(),
+            (Provider::Builtin, ServiceKind::Dns) => self.names().await,
+            (Provider::Builtin, ServiceKind::Dhcp) => self.addresses(),
+            (Provider::Builtin, ServiceKind::PxeBoot) => self.boots().await,
+            // Nobody watches these: see `Service::is_watched`, and what definitions may say.
+            (Provider::Builtin, ServiceKind::Storage | ServiceKind::Monitoring)
+            | (Provider::External(None) | Provider::Off, _) => Err("is not ours".to_owned()),
+        };
+        let (holds, words) = match looked {
+            Ok(words) => (true, words),
+            Err(words) => (false, words),
+        };
+        let fact = self.service.fact();
+        let key = FactKey { node: None, fact };
+        (self.spec.name.clone(), Seen { key, holds, words })
+    }
+
+    fn network(&self) -> Result<&Network, String> {
+        let network = self.site.spec().network(&self.spec.network);
+        network
+            .map(|network| &**network)
+            .ok_or_else(|| format!("network {} is gone from the site", self.spec.network))
+    }
+
+    /// The cluster's ports are listened on, whoever is behind them.
+    fn listeners(&self) -> Looked {
+        let all = self.bastion.balancer.status();
+        let name = self.spec.name.as_str();
+        let ours = || all.iter().filter(|listener| listener.cluster == name);
+        if let Some(fault) = ours().find_map(|listener| listener.fault.clone()) {
+            return Err(fault);
+        }
+        let takes = |listener: &ListenerStatus| {
+            let at = listener.addresses.iter().map(ToString::to_string);
+            at.collect::<Vec<_>>().join(", ")
+        };
+        if ours().next().is_none() || ours().any(|listener| listener.addresses.is_empty()) {
+            return Err("its ports are not listened on yet".to_owned());
+        }
+        let at: Vec<String> = ours().map(takes).collect();
+        Ok(format!("takes connections at {}", at.join(", ")))
+    }
+
+    /// Our own server says where the cluster's API is.
+    async fn names(&self) -> Looked {
+        let network = self.network()?;
+        if let Some(fault) = self.bastion.servers.dns.faults().remove(&network.link) {
+            return Err(fault);
+        }
+        let links = self.bastion.links.borrow().clone();
+        let link = links.get(network.link.as_str());
+        let address = link.and_then(|link| link.address_in(network.subnet.net()));
+        let Some(address) = address else {
+            return Err(no_address(network));
+        };
+        let api = format!("api.{}", self.spec.fqdn());
+        let said = addresses_of(address, &api).await;
+        let said =
+            said.map_err(|why| format!("{address}:53 does not say where {api} is: {why}"))?;
+        match said.contains(&address) {
+            true => Ok(format!("{api} is {address} at {address}:53")),
+            false => Err(format!(
+                "{address}:53 says that {api} is {}, and not {address}: `reveille dns records` lists what it must say",
+                listed(&said)
+            )),
+        }
+    }
+
+    /// DHCP is served on the link of the cluster's machines.
+    fn addresses(&self) -> Looked {
+        let network = self.network()?;
+        let dhcp = &self.bastion.servers.dhcp;
+        must_serve(network, [dhcp.faults()])?;
+        match dhcp.served().contains(&network.link) {
+            true => Ok(format!("DHCP is served on {}", network.link)),
+            false => Err(no_address(network)),
+        }
+    }
+
+    /// What its machines load is served, and every file of their profiles is there.
+    async fn boots(&self) -> Looked {
+        let network = self.network()?;
+        let servers = &self.bastion.servers;
+        must_serve(network, [servers.tftp.faults(), servers.http.faults()])?;
+        let links = self.bastion.links.borrow().clone();
+        let served = servers.http.served();
+        let here = links.get(network.link.as_str()).is_some_and(|link| {
+            let own = |at: Ipv4Addr| served.iter().any(|served| *served.ip() == at);
+            link.addresses.iter().any(|have| own(have.addr()))
+        });
+        if !here {
+            return Err(no_address(network));
+        }
+        let depot = self.depot.clone().ok_or(
+            "the depot can't be opened: look at the state directory's owner, mode and free space",
+        )?;
+        let spec = self.site.spec();
+        let profiles: BTreeSet<_> = self
+            .spec
+            .groups
+            .iter()
+            .map(|group| &group.profile)
+            .collect();
+        let profiles = profiles.into_iter().filter_map(|name| spec.profile(name));
+        let files: Vec<_> = profiles
+            .flat_map(|profile| profile.files().cloned())
+            .collect();
+        let count = files.len();
+        let gone = tokio::task::spawn_blocking(move || {
+            files
+                .into_iter()
+                .find(|file| !depot.path(&file.digest).is_file())
+        });
+        let gone = gone
+            .await
+            .expect("looking at files does not panic, and nobody aborts it");
+        match gone {
+            None => Ok(format!(
+                "served on {}, {count} files are there",
+                network.link
+            )),
+            Some(file) => Err(format!(
+                "{} ({}) is not in the depot: import or pull it again; `reveille image list` has the names",
+                file.file, file.digest
+            )),
+        }
+    }
+}
+
+/// Why a room does not serve a network's link.
+fn must_serve<const ROOMS: usize>(
+    network: &Network,
+    faults: [BTreeMap<LinkName, String>; ROOMS],
+) -> Result<(), String> {
+    let told = faults
+        .into_iter()
+        .find_map(|mut faults| faults.remove(&network.link));
+    told.map_or(Ok(()), Err)
+}
+
+fn no_address(network: &Network) -> String {
+    format!(
+        "link {} is not served: give it an address in {}, and see `reveille host status`",
+        network.link, network.subnet
+    )
+}
+
+fn listed(addresses: &[Ipv4Addr]) -> String {
+    match addresses {
+        [] => "nowhere".to_owned(),
+        some => some
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+/// Looks at what others have: a connection, and an answer where a path is asked for.
+async fn reach(target: &Target) -> Looked {
+    let remedy = "start it, let the bastion through, or correct `configuration`";
+    match timeout(ANSWER_TIME, ask(target)).await {
+        Ok(Ok(words)) => Ok(words),
+        Ok(Err(why)) => Err(format!("{target}: {why}; {remedy}")),
+        Err(_) => {
+            let seconds = ANSWER_TIME.as_secs();
+            Err(format!("{target}: no answer within {seconds} s; {remedy}"))
+        }
+    }
+}
+
+async fn ask(target: &Target) -> Looked {
+    let said = |error: std::io::Error| error.to_string();
+    let host = match &target.host {
+        Host::Address(address) => address.to_string(),
+        Host::Name(name) => name.to_string(),
+    };
+    let addresses = lookup_host((host, target.port)).await.map_err(said)?;
+    let addresses: Vec<_> = addresses.collect();
+    let mut stream = TcpStream::connect(&addresses[..]).await.map_err(said)?;
+    let Some(path) = &target.path else {
+        return Ok(format!("{target} takes connections"));
+    };
+    let question = format!(
+        "GET {path} HTTP/1.1\r\nHost: {}:{}\r\nUser-Agent: reveille\r\nConnection: close\r\n\r\n",
+        target.host, target.port
+    );
+    stream.write_all(question.as_bytes()).await.map_err(said)?;
+    let mut answer = Vec::new();
+    let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await;
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut response = httparse::Response::new(&mut headers);
+    // Only the status is wanted; headers may be cut off.
+    let _ = response.parse(&answer);
+    match (response.code, read) {
+        (Some(status @ 200..=399), _) => Ok(format!("{status} from {target}")),
+        (Some(status), _) => Err(format!("it answers {status}")),
+        (None, Ok(_)) => Err("it answers no HTTP".to_owned()),
+        (None, Err(error)) => Err(said(error)),
+    }
+}

@@ -1,0 +1,256 @@
+//! What a cluster leans on, before the real daemon: services start one after the other as each is seen to be up, a required
+//! one that is not holds whoever has got nothing yet, and `status` says which and why. Machines and the storage of others
+//! are namespaces with `curl`, `dig` and plain sockets: nothing boots here.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::bastion::Bastion;
+use tests::lab::{Lab, until};
+use tests::netns::Netns;
+
+const SITE: &str = "site: test
+networks:
+  - { name: provisioning, link: br0, subnet: 10.107.0.0/24, domain: lab.example }
+dns: { mode: serve }
+";
+const MACHINES: &str = "machines:
+  - { name: head-1, mac: 52:54:00:aa:00:01, address: 10.107.0.11, disk: { path: /dev/disk/by-path/pci-0 } }
+";
+const PROFILE: &str = "kernel: vmlinuz
+arguments: [talos.platform=metal, \"talos.config={{ config_url }}talos.yaml\"]
+config: { format: talos }
+";
+const CLUSTER: &str = "name: lab
+type: TALOS
+version: v1.11.5
+network: { serviceCIDR: 10.200.0.0/16 }
+nodeGroups:
+  - { name: heads, role: CONTROL_PLANE, count: 1, boot: { configTemplate: talos }, tags: [rack-a], metadata: { owner: ops } }
+services:
+  - { name: api, type: LOAD_BALANCER, dependsOn: [names] }
+  - { name: names, type: DNS, dependsOn: [storage] }
+  - { name: storage, type: STORAGE, configuration: { address: \"10.107.0.50:2049\" } }
+  - { name: leases, type: DHCP }
+  - { name: boot, type: PXE_BOOT }
+  - { name: metrics, type: MONITORING, required: false, configuration: { url: \"http://10.107.0.50:9090/ready\" } }
+  - { name: backup, type: STORAGE, configuration: { mode: external } }
+validation: { timeoutMinutes: 45, healthChecks: [node-readiness, api-availability] }
+";
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn given(root: &Path) {
+    for (name, text) in [
+        ("site.yaml", SITE),
+        ("machines.yaml", MACHINES),
+        ("profiles/talos.yaml", PROFILE),
+        ("clusters/lab.yaml", CLUSTER),
+    ] {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, text).expect("written");
+    }
+}
+
+/// A namespace on the bridge.
+fn joined(lab: &Lab, cable: &str, mac: &str, address: &str) -> Netns {
+    let machine = Netns::new();
+    lab.netns.cable(cable, &machine, "eth0");
+    lab.netns.ip(&format!("link set {cable} master br0"));
+    machine.ip(&format!("link set eth0 address {mac}"));
+    machine.ip(&format!("addr add {address}/24 dev eth0"));
+    machine
+}
+
+fn script(machine: &Netns) -> String {
+    let url = "http://10.107.0.1:8080/boot/52-54-00-aa-00-01/script.ipxe";
+    machine.output("curl", &["--silent", "--max-time", "10", url])
+}
+
+/// A server that takes connections and answers each with one line, until it is dropped.
+struct Server {
+    closed: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(netns: &Netns, at: &'static str, answer: &'static str) -> Self {
+        let listener = netns.run(move || TcpListener::bind(at).expect("a free port"));
+        listener.set_nonblocking(true).expect("a socket");
+        let closed = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&closed);
+        let serve = move || {
+            while !until.load(SeqCst) {
+                match listener.accept() {
+                    Ok((mut stream, _)) => {
+                        let _ = stream.set_nonblocking(false);
+                        let _ = stream.set_read_timeout(Some(Duration::from_millis(500)));
+                        let _ = stream.read(&mut [0; 512]);
+                        let _ = stream.write_all(answer.as_bytes());
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        };
+        Self {
+            closed,
+            thread: Some(std::thread::spawn(serve)),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.closed.store(true, SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn status(bastion: &Bastion<'_>) -> Value {
+    let text = bastion.client(&["cluster", "status", "lab", "--json"]);
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn listeners(bastion: &Bastion<'_>) -> usize {
+    let text = bastion.client(&["status", "--json"]);
+    let all: Value = serde_json::from_str(&text).expect("JSON");
+    all["balancer"].as_array().expect("a list").len()
+}
+
+/// A service's state and detail.
+fn service(status: &Value, name: &str) -> (String, String) {
+    let all = status["services"].as_array().expect("a list");
+    let one = all.iter().find(|service| service["name"] == name);
+    let one = one.unwrap_or_else(|| panic!("{name}: {status}"));
+    let text = |key: &str| one[key].as_str().expect("text").to_owned();
+    (text("state"), text("detail"))
+}
+
+#[test]
+fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and_is_named() {
+    let lab = Lab::flat(0);
+    let head = joined(&lab, "m1", "52:54:00:aa:00:01", "10.107.0.11");
+    let others = joined(&lab, "m9", "52:54:00:aa:00:99", "10.107.0.50");
+    let root = lab.path("given");
+    given(&root);
+    let mut bastion = Bastion::new(&lab, &root);
+    let kernel = lab.path("vmlinuz");
+    fs::write(&kernel, "a kernel").expect("written");
+    bastion.import(&kernel, "vmlinuz");
+    let squatter = lab
+        .netns
+        .run(|| TcpListener::bind("10.107.0.1:6443").expect("free"));
+    bastion.start();
+    lab.answers_tcp(8080);
+
+    until("every service that can to be looked at", LIMIT, || {
+        let now = status(&bastion);
+        let state = |name| service(&now, name).0;
+        state("leases") == "up" && state("boot") == "up" && state("storage") == "failed"
+    });
+    let now = status(&bastion);
+    let (_, why) = service(&now, "storage");
+    assert!(
+        why.contains("10.107.0.50:2049: Connection refused"),
+        "{why}"
+    );
+    assert!(why.contains("correct `configuration`"), "{why}");
+    assert_eq!(service(&now, "names").1, "waits for storage");
+    assert_eq!(service(&now, "api").1, "waits for names");
+    assert_eq!(service(&now, "backup").1, "by others, not looked at");
+    let order: Vec<&str> = now["services"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|service| service["name"].as_str().expect("a name"))
+        .collect();
+    let place = |name: &str| order.iter().position(|other| *other == name);
+    assert!(
+        place("storage") < place("names") && place("names") < place("api"),
+        "{order:?}"
+    );
+    assert_eq!(now["groups"][0]["tags"], serde_json::json!(["rack-a"]));
+    assert_eq!(now["groups"][0]["metadata"]["owner"], "ops");
+    assert_eq!(now["validation"]["timeout_minutes"], 45);
+    let held = script(&head);
+    assert!(
+        held.contains("service storage (required): 10.107.0.50:2049"),
+        "{held}"
+    );
+    let api = || head.output("dig", &["+short", "@10.107.0.1", "api.lab.lab.example"]);
+    assert_eq!(api().trim(), "", "its names are not told yet");
+    assert_eq!(listeners(&bastion), 0, "its ports are not wanted yet");
+
+    let storage = Server::start(&others, "10.107.0.50:2049", "");
+    until("the balancer to be started", LIMIT, || {
+        let (state, why) = service(&status(&bastion), "api");
+        state == "failed" && why.contains("10.107.0.1:6443 is taken by")
+    });
+    assert_eq!(api().trim(), "10.107.0.1");
+    assert_eq!(listeners(&bastion), 1);
+    let us = format!("(process {})", std::process::id());
+    let text = bastion.client(&["status"]);
+    assert!(
+        text.contains("service api of lab") && text.contains(&us),
+        "{text}"
+    );
+    let held = script(&head);
+    assert!(
+        held.contains("service api (required): 10.107.0.1:6443 is taken by"),
+        "{held}"
+    );
+
+    drop(squatter);
+    until("the first machine's turn", LIMIT, || {
+        script(&head).contains("talos.config=")
+    });
+    let (state, why) = service(&status(&bastion), "metrics");
+    assert_eq!(state, "failed", "an optional one holds nobody: {why}");
+    let metrics = Server::start(
+        &others,
+        "10.107.0.50:9090",
+        "HTTP/1.1 204 No Content\r\n\r\n",
+    );
+    until("the monitoring to be seen", LIMIT, || {
+        service(&status(&bastion), "metrics").1 == "204 from http://10.107.0.50:9090/ready"
+    });
+
+    // The machine takes its config; then the storage goes. It goes on, and the phase waits.
+    let told = script(&head);
+    let url = told
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("talos.config="));
+    let url = url.expect("the script names a config");
+    let config = head.output("curl", &["--silent", "--max-time", "10", url]);
+    assert!(config.contains("type: controlplane"), "{config}");
+    drop((storage, metrics));
+    until("the storage to be missed", LIMIT, || {
+        service(&status(&bastion), "storage").0 == "failed"
+    });
+    assert!(script(&head).contains("talos.config="), "its turn is used");
+    let now = status(&bastion);
+    assert_eq!(service(&now, "api").0, "up", "a flicker stops nothing");
+    let sentence = now["sentence"].as_str().expect("text");
+    assert!(
+        sentence.starts_with("bootstrap phase: service storage (required): "),
+        "{sentence}"
+    );
+    assert_eq!(api().trim(), "10.107.0.1");
+
+    // What was up once is started for good, also for the next daemon.
+    bastion.kill();
+    bastion.start();
+    until("the listener to be there again", LIMIT, || {
+        listeners(&bastion) == 1
+    });
+    assert_eq!(api().trim(), "10.107.0.1");
+}
