@@ -138,10 +138,37 @@ impl<'a> Edge<'a> {
         machine.wait_for("node: phoned home");
     }
 
-    fn waits_for_phase(&self, phase: &str) {
-        until(&format!("phase {phase}"), LIMIT, || {
-            self.status()["phase"] == phase
-        });
+    /// The ledger's own story, for each machine and the one whose evidence it waited for: when it was told to boot, and that
+    /// its config left once, and then.
+    fn booted(&self, order: &[(&str, Option<&str>)]) {
+        let status = self.status();
+        let members = status["members"].as_array().expect("members");
+        let learned = |node: &str, fact: &str| {
+            let member = members.iter().find(|member| member["node"] == node);
+            moment(&member.expect("a member")["facts"][fact])
+        };
+        for &(node, after) in order {
+            let scripts = self.ledger(node, "script");
+            let (boot, before) = scripts.split_last().expect("scripts were served");
+            assert_eq!(boot["answer"], "boot", "{node}: {scripts:?}");
+            assert!(before.iter().all(|script| script["answer"] == "hold"));
+            assert_eq!(before.is_empty(), after.is_none(), "{node}: {scripts:?}");
+            for fact in ["node-ready", "etcd-member"] {
+                let seen = after.map_or(0, |after| learned(after, fact));
+                assert!(seen <= moment(&boot["at"]), "{node} before {fact}");
+            }
+            let configs = self.ledger(node, "config");
+            assert!(!configs.is_empty(), "{node} has read a config");
+            for config in &configs {
+                assert!(config["withheld"].is_null(), "{node}: {config}");
+                assert!(moment(&config["at"]) >= moment(&boot["at"]), "{config}");
+            }
+            let deliveries = self.ledger(node, "delivery");
+            let [delivery] = &deliveries[..] else {
+                panic!("{node}: {deliveries:?}");
+            };
+            assert_eq!(delivery["acknowledged"], true);
+        }
     }
 }
 
@@ -167,80 +194,57 @@ fn hardware(name: &str, number: u8, firmware: Firmware) -> Hardware {
 
 #[test]
 fn machines_powered_on_in_the_worst_order_boot_in_the_order_of_evidence() {
-    let lab = Lab::flat(4);
+    let lab = Lab::flat(5);
     let edge = Edge::start(&lab);
-    let agent = hardware("agent-1", 3, Firmware::Bios);
-    let second = hardware("server-2", 2, Firmware::UefiPxe);
-    let first = hardware("server-1", 1, Firmware::Bios);
+    let agent = hardware("agent-1", 4, Firmware::Bios);
+    let third = hardware("server-3", 3, Firmware::UefiPxe);
+    let second = hardware("server-2", 2, Firmware::Bios);
 
-    // Nobody is there who could be joined: both wait, and the console says what for.
-    let agent_on = agent.power_on(&lab);
-    let second_on = second.power_on(&lab);
-    second_on.wait_for("Reveille: waits its turn in edge (bootstrap phase): api not seen yet");
-    until("the agent to be held", agent.firmware.patience(), || {
-        !edge.holds("agent-1").is_empty()
-    });
+    // Nobody is there who could be joined: all three wait, and the console says what for.
+    let [agent_on, third_on, second_on] = [&agent, &third, &second].map(|each| each.power_on(&lab));
+    third_on.wait_for("Reveille: waits its turn in edge (bootstrap phase): api not seen yet");
+    for each in [&agent, &second] {
+        until(&each.name, each.firmware.patience(), || {
+            !edge.holds(&each.name).is_empty()
+        });
+    }
     let told = edge.asked_again(&second);
     assert!(told.starts_with("http/1.1 503"), "{told}");
     assert!(told.contains("\nretry-after: 7\r\n"), "{told}");
 
-    // The first server runs, and its API answers for itself alone.
-    let first_on = first.power_on(&lab);
+    // The first server runs, and nothing is seen of it but a refusal.
+    let first_on = hardware("server-1", 1, Firmware::Bios).power_on(&lab);
     edge.runs(&first_on);
     let authority = sha256(&edge.secrets.server_ca.certificate);
     first_on.wait_for(&format!("node: file {AUTHORITY} {authority}"));
     until("the API's refusal to be seen", LIMIT, || {
-        edge.bastion
-            .client(&["cluster", "status", "edge"])
-            .contains("404 from 10.107.0.11:6443")
+        let status = edge.bastion.client(&["cluster", "status", "edge"]);
+        status.contains("404 from 10.107.0.11:6443")
     });
     assert_eq!(edge.status()["phase"], "bootstrap");
 
     edge.shows(&["server-1"]);
     edge.runs(&second_on);
-    edge.waits_for_phase("control-plane");
-    let held = edge.holds("agent-1");
-    assert!(held.len() > 2, "iPXE asks again by itself: {held:?}");
-
+    third_on.wait_for("Reveille: waits its turn in edge (control-plane phase): 1 of 2");
     edge.shows(&["server-1", "server-2"]);
+    edge.runs(&third_on);
+    assert_eq!(edge.status()["phase"], "control-plane");
+    edge.shows(&["server-1", "server-2", "server-3"]);
     edge.runs(&agent_on);
-    edge.waits_for_phase("worker");
-    edge.shows(&["server-1", "server-2", "agent-1"]);
-    edge.waits_for_phase("ready");
+    assert_eq!(edge.status()["phase"], "worker");
+    edge.shows(&["server-1", "server-2", "server-3", "agent-1"]);
+    until("the cluster to be ready", LIMIT, || {
+        edge.status()["phase"] == "ready"
+    });
 
-    // The ledger's own story: who was told to boot when, after which evidence, and that each config left once, to its machine.
-    let status = edge.status();
-    let members = status["members"].as_array().expect("members");
-    let learned = |node: &str, fact: &str| {
-        let member = members.iter().find(|member| member["node"] == node);
-        moment(&member.expect("a member")["facts"][fact])
-    };
-    for (node, after) in [
+    let held = edge.holds("agent-1").len();
+    assert!(held > 4, "iPXE asks again by itself, not {held} times");
+    edge.booted(&[
         ("server-1", None),
         ("server-2", Some("server-1")),
-        ("agent-1", Some("server-2")),
-    ] {
-        let scripts = edge.ledger(node, "script");
-        let (boot, before) = scripts.split_last().expect("scripts were served");
-        assert_eq!(boot["answer"], "boot", "{node}: {scripts:?}");
-        assert!(before.iter().all(|script| script["answer"] == "hold"));
-        assert_eq!(before.is_empty(), after.is_none(), "{node}: {scripts:?}");
-        for fact in ["node-ready", "etcd-member"] {
-            let seen = after.map_or(0, |after| learned(after, fact));
-            assert!(seen <= moment(&boot["at"]), "{node} before {fact}");
-        }
-        let configs = edge.ledger(node, "config");
-        assert!(!configs.is_empty(), "{node} has read a config");
-        for config in &configs {
-            assert!(config["withheld"].is_null(), "{node}: {config}");
-            assert!(moment(&config["at"]) >= moment(&boot["at"]), "{config}");
-        }
-        let deliveries = edge.ledger(node, "delivery");
-        let [delivery] = &deliveries[..] else {
-            panic!("{node}: {deliveries:?}");
-        };
-        assert_eq!(delivery["acknowledged"], true);
-    }
+        ("server-3", Some("server-2")),
+        ("agent-1", Some("server-3")),
+    ]);
 }
 
 /// Milliseconds since 1970.
