@@ -29,10 +29,28 @@ pub const TOKEN_GROUP: &str = "system:bootstrappers:kubeadm:default-node-token";
 pub struct Kube {
     pub lab: Lab,
     pub address: SocketAddr,
+    name: String,
+    /// Who vouches for its users.
     ca: Issuer<'static, KeyPair>,
+    /// Who vouches for the server.
     ca_pem: String,
     apiserver: Process,
     _etcd: Process,
+}
+
+/// A certificate of an authority and its key (PKCS #8), both in PEM.
+#[derive(Clone, Copy)]
+pub struct Authority<'a> {
+    pub certificate: &'a str,
+    pub key: &'a str,
+}
+
+/// An API server that is to be: its port on the bastion, its name, and the authorities of servers and of users.
+pub struct Place<'a> {
+    pub port: u16,
+    pub name: &'a str,
+    pub servers: Authority<'a>,
+    pub users: Authority<'a>,
 }
 
 /// Who asks.
@@ -57,30 +75,46 @@ pub fn apiserver() -> Option<PathBuf> {
 }
 
 impl Kube {
-    /// Starts both and waits until the API is ready.
+    /// Starts both in a laboratory of their own, by one authority, and waits until the API is ready.
     pub fn start(apiserver: &std::path::Path) -> Self {
-        let lab = Lab::flat(0);
         let key = KeyPair::generate().expect("a key");
         let mut params = named("Reveille test cluster CA", None);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let ca_pem = params.self_signed(&key).expect("a CA").pem();
-        let ca = Issuer::new(params, key);
+        let certificate = params.self_signed(&key).expect("a CA").pem();
+        let ours = Authority {
+            certificate: &certificate,
+            key: &key.serialize_pem(),
+        };
+        let place = Place {
+            port: 6443,
+            name: "api.lab.example",
+            servers: ours,
+            users: ours,
+        };
+        let kube = Self::at(apiserver, Lab::flat(0), &place);
+        kube.roles();
+        kube
+    }
+
+    /// Starts both in a laboratory and waits until the API is ready.
+    pub fn at(apiserver: &std::path::Path, lab: Lab, place: &Place<'_>) -> Self {
         let file = |name: &str, text: &str| {
             let path = lab.path(name);
             fs::write(&path, text).expect("written");
             path.display().to_string()
         };
-        let ca_file = file("ca.pem", &ca_pem);
+        file("ca.pem", place.servers.certificate);
+        let users = file("users.pem", place.users.certificate);
         let mut params = named("kube-apiserver", None);
         params.subject_alt_names = vec![
             SanType::IpAddress(BASTION.into()),
-            SanType::DnsName("api.lab.example".try_into().expect("a name")),
+            SanType::DnsName(place.name.try_into().expect("a name")),
         ];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &ca).expect("a certificate").pem();
-        let certificate = file("server.pem", &certificate);
+        let certificate = params.signed_by(&key, &issuer(place.servers));
+        let certificate = file("server.pem", &certificate.expect("signed").pem());
         let key = file("server.key", &key.serialize_pem());
         let accounts = KeyPair::generate().expect("a key");
         let accounts_public = file("accounts.pub", &accounts.public_key_pem());
@@ -97,10 +131,10 @@ impl Kube {
         for (name, value) in [
             ("etcd-servers", "http://127.0.0.1:2379"),
             ("bind-address", &BASTION.to_string()),
-            ("secure-port", "6443"),
+            ("secure-port", &place.port.to_string()),
             ("tls-cert-file", &certificate),
             ("tls-private-key-file", &key),
-            ("client-ca-file", &ca_file),
+            ("client-ca-file", &users),
             ("service-account-issuer", "https://kubernetes.default.svc"),
             ("service-account-key-file", &accounts_public),
             ("service-account-signing-key-file", &accounts),
@@ -114,9 +148,10 @@ impl Kube {
         let apiserver = lab.netns.start(&lab.timeline, "apiserver", command);
         let mut kube = Self {
             lab,
-            address: (BASTION, 6443).into(),
-            ca,
-            ca_pem,
+            address: (BASTION, place.port).into(),
+            name: place.name.to_owned(),
+            ca: issuer(place.users),
+            ca_pem: place.servers.certificate.to_owned(),
             apiserver,
             _etcd: etcd,
         };
@@ -127,7 +162,6 @@ impl Kube {
             }
             kube.ask(As::User("admin"), "GET", "/readyz", None).0 == 200
         });
-        kube.roles();
         kube
     }
 
@@ -148,7 +182,7 @@ impl Kube {
     /// Our own access, as the administrator.
     pub fn access(&self) -> KubeAccess {
         let read = |name: &str| fs::read(self.lab.path(name)).expect("read");
-        let servers = vec![Server::new(self.address, "api.lab.example").expect("a server")];
+        let servers = vec![Server::new(self.address, &self.name).expect("a server")];
         let key = Secret::new(read("admin.key"));
         KubeAccess::new(self.ca_pem.as_bytes(), &read("admin.pem"), &key, servers).expect("access")
     }
@@ -161,16 +195,17 @@ impl Kube {
             base64::engine::general_purpose::STANDARD.encode(bytes)
         };
         format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: admin\nclusters:\n- name: lab\n  cluster:\n    server: https://api.lab.example:6443\n    \
+            "apiVersion: v1\nkind: Config\ncurrent-context: admin\nclusters:\n- name: lab\n  cluster:\n    server: https://{}:6443\n    \
              certificate-authority-data: {}\ncontexts:\n- name: admin\n  context: {{cluster: lab, user: admin}}\nusers:\n- name: admin\n  user:\n    \
              client-certificate-data: {}\n    client-key-data: {}\n",
+            self.name,
             read("ca.pem"),
             read("admin.pem"),
             read("admin.key")
         )
     }
 
-    /// The CA of servers and users alike, in PEM.
+    /// The CA of the server, in PEM.
     pub fn ca_pem(&self) -> String {
         self.ca_pem.clone()
     }
@@ -333,6 +368,11 @@ impl Kube {
             }),
         );
     }
+}
+
+fn issuer(authority: Authority<'_>) -> Issuer<'static, KeyPair> {
+    let key = KeyPair::from_pem(authority.key).expect("a key");
+    Issuer::from_ca_cert_pem(authority.certificate, key).expect("a certificate")
 }
 
 /// curl takes what follows a colon for a password.

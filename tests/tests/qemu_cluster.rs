@@ -1,6 +1,7 @@
 //! A cluster's machines with real firmware, powered on in the worst order: those whose turn has not come are held in iPXE, and
 //! evidence alone lets them go. Firmware, kernel, Ignition and the config it applies are real; k3s is not: the API's port of
-//! each machine leads to one fake, so nothing is seen of a cluster before a machine of it runs.
+//! each machine leads to one server in the bastion's namespace, so nothing is seen of the cluster before a machine of it runs.
+//! That server is kube-apiserver where `KUBE_APISERVER` names one, and a fake elsewhere; the test writes its nodes.
 
 use std::time::Duration;
 
@@ -8,9 +9,11 @@ use daemon::mint;
 use daemon::vault::Vault;
 use ignition::platform::Platform;
 use ignition::platform::k3s::Secrets;
+use ignition::platform::talos::Certified;
 use netboot::cluster::ClusterName;
 use serde_json::{Value, json};
 use tests::bastion::{Bastion, site};
+use tests::kube::{self, As, Kube, Place, apiserver, condition};
 use tests::kube_fake::{Answer, Answers, Authority, Fake};
 use tests::lab::{Lab, until};
 use tests::okd::now;
@@ -22,66 +25,112 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PROGRAM: &str = "#!/bin/sh\necho a fake k3s\n";
 const AUTHORITY: &str = "/var/lib/rancher/k3s/server/tls/server-ca.crt";
 
+/// What answers behind the machines' ports of the API, and the laboratory.
+enum Api {
+    /// kube-apiserver, by the authorities of the cluster.
+    Real(Box<Kube>),
+    Fake {
+        lab: Lab,
+        answers: Answers,
+        _server: Fake,
+    },
+}
+
+impl Api {
+    /// It is ready and knows no node.
+    fn start(secrets: &Secrets) -> Self {
+        let lab = Lab::flat(5);
+        let name = "api.edge.lab.example";
+        let key = pkcs8(&lab, &secrets.server_ca);
+        let certificate = &secrets.server_ca.certificate;
+        if let Some(program) = apiserver() {
+            let users = pkcs8(&lab, &secrets.client_ca);
+            let place = Place {
+                port: 16443,
+                name,
+                servers: kube::Authority {
+                    certificate,
+                    key: &key,
+                },
+                users: kube::Authority {
+                    certificate: &secrets.client_ca.certificate,
+                    key: &users,
+                },
+            };
+            return Self::Real(Kube::at(&program, lab, &place).into());
+        }
+        let serving = Authority::of(certificate, &key).server(&[name]);
+        let answers = Answers::default();
+        answers.say("/readyz", Answer::Says(200, "ok".to_owned()));
+        let server = Fake::at(&lab.netns, "10.107.0.1:16443", &serving, &answers);
+        let api = Self::Fake {
+            lab,
+            answers,
+            _server: server,
+        };
+        api.lists(&[]);
+        api
+    }
+
+    fn lab(&self) -> &Lab {
+        match self {
+            Self::Real(kube) => &kube.lab,
+            Self::Fake { lab, .. } => lab,
+        }
+    }
+
+    /// The nodes are these from now on, and ready; servers vote in etcd. The last one is new.
+    fn lists(&self, nodes: &[&str]) {
+        let conditions = ["Ready", "EtcdIsVoter"].map(|kind| condition(kind, "True", ""));
+        let status = json!({ "status": { "conditions": conditions } });
+        let node = |name: &&str| {
+            let mut labels = json!({});
+            if name.starts_with("server") {
+                labels["node-role.kubernetes.io/etcd"] = "true".into();
+            }
+            json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name, "labels": labels } })
+        };
+        match self {
+            Self::Real(kube) => {
+                let new = nodes.last().expect("a new node");
+                kube.create(As::User("admin"), "/api/v1/nodes", &node(new));
+                kube.patch(&format!("/api/v1/nodes/{new}/status"), &status);
+            }
+            Self::Fake { answers, .. } => {
+                let whole = |name| {
+                    let mut node: Value = node(name);
+                    node["status"] = status["status"].clone();
+                    node
+                };
+                let items: Vec<Value> = nodes.iter().map(whole).collect();
+                let list = json!({ "kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": items });
+                answers.say("/api/v1/nodes", Answer::Says(200, list.to_string()));
+            }
+        }
+    }
+}
+
 /// The cluster `edge` of `tests/sites/k3s`.
 struct Edge<'a> {
     lab: &'a Lab,
     bastion: Bastion<'a>,
-    secrets: Secrets,
-    answers: Answers,
-    _api: Fake,
 }
 
 impl<'a> Edge<'a> {
-    /// The bastion serves; no machine has power, and the fake knows nothing yet.
-    fn start(lab: &'a Lab) -> Self {
+    /// The bastion serves, and no machine has power.
+    fn start(lab: &'a Lab, secrets: &Secrets) -> Self {
         let mut bastion = Bastion::new(lab, &site("k3s"));
         import_images(&bastion);
         let program = lab.path("k3s");
         std::fs::write(&program, PROGRAM).expect("written");
         bastion.import(&program, "k3s");
-        // What is in the vault already is not made anew, so the fake can have a certificate of the cluster's own authority.
-        let secrets = mint::k3s::secrets(now()).expect("made");
+        // What is in the vault already is not made anew.
         let name: ClusterName = "edge".parse().expect("a name");
         let vault = Vault::open(&bastion.state, None).expect("a vault");
-        vault
-            .put(&name, Platform::K3s.word(), &secrets.seal())
-            .expect("kept");
-        let authority = &secrets.server_ca;
-        let key = pkcs8(lab, authority.key.expose());
-        let authority = Authority::of(&authority.certificate, &key);
-        let serving = authority.server(&["api.edge.lab.example"]);
-        let answers = Answers::default();
-        let api = Fake::at(&lab.netns, "10.107.0.1:16443", &serving, &answers);
+        let sealed = vault.put(&name, Platform::K3s.word(), &secrets.seal());
+        sealed.expect("kept");
         bastion.start();
-        Self {
-            lab,
-            bastion,
-            secrets,
-            answers,
-            _api: api,
-        }
-    }
-
-    /// From now on the API is ready, and these nodes are; servers vote in etcd.
-    fn shows(&self, ready: &[&str]) {
-        let node = |name: &&str| {
-            let labels = match name.starts_with("server") {
-                true => json!({ "node-role.kubernetes.io/etcd": "true" }),
-                false => json!({}),
-            };
-            let is_true = |kind| json!({ "type": kind, "status": "True" });
-            json!({
-                "metadata": { "name": name, "labels": labels },
-                "status": { "conditions": [is_true("Ready"), is_true("EtcdIsVoter")] },
-            })
-        };
-        let nodes: Vec<Value> = ready.iter().map(node).collect();
-        let list =
-            json!({ "kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": nodes });
-        self.answers
-            .say("/api/v1/nodes", Answer::Says(200, list.to_string()));
-        self.answers
-            .say("/readyz", Answer::Says(200, "ok".to_owned()));
+        Self { lab, bastion }
     }
 
     fn json(&self, words: &[&str]) -> Value {
@@ -173,9 +222,9 @@ impl<'a> Edge<'a> {
 }
 
 /// k3s' keys are written as Go writes them (SEC 1); what signs here takes PKCS #8.
-fn pkcs8(lab: &Lab, key: &str) -> String {
+fn pkcs8(lab: &Lab, authority: &Certified) -> String {
     let file = lab.path("authority.key");
-    std::fs::write(&file, key).expect("written");
+    std::fs::write(&file, authority.key.expose()).expect("written");
     let file = file.to_str().expect("paths are text");
     let words = ["pkcs8", "-topk8", "-nocrypt", "-in", file];
     lab.netns.output("openssl", &words)
@@ -194,14 +243,16 @@ fn hardware(name: &str, number: u8, firmware: Firmware) -> Hardware {
 
 #[test]
 fn machines_powered_on_in_the_worst_order_boot_in_the_order_of_evidence() {
-    let lab = Lab::flat(5);
-    let edge = Edge::start(&lab);
+    let secrets = mint::k3s::secrets(now()).expect("made");
+    let api = Api::start(&secrets);
+    let lab = api.lab();
+    let edge = Edge::start(lab, &secrets);
     let agent = hardware("agent-1", 4, Firmware::Bios);
     let third = hardware("server-3", 3, Firmware::UefiPxe);
     let second = hardware("server-2", 2, Firmware::Bios);
 
     // Nobody is there who could be joined: all three wait, and the console says what for.
-    let [agent_on, third_on, second_on] = [&agent, &third, &second].map(|each| each.power_on(&lab));
+    let [agent_on, third_on, second_on] = [&agent, &third, &second].map(|each| each.power_on(lab));
     third_on.wait_for("Reveille: waits its turn in edge (bootstrap phase): api not seen yet");
     for each in [&agent, &second] {
         until(&each.name, each.firmware.patience(), || {
@@ -212,27 +263,28 @@ fn machines_powered_on_in_the_worst_order_boot_in_the_order_of_evidence() {
     assert!(told.starts_with("http/1.1 503"), "{told}");
     assert!(told.contains("\nretry-after: 7\r\n"), "{told}");
 
-    // The first server runs, and nothing is seen of it but a refusal.
-    let first_on = hardware("server-1", 1, Firmware::Bios).power_on(&lab);
+    // The first server runs, its API answers, and that alone lets nobody go.
+    let first_on = hardware("server-1", 1, Firmware::Bios).power_on(lab);
     edge.runs(&first_on);
-    let authority = sha256(&edge.secrets.server_ca.certificate);
+    let authority = sha256(&secrets.server_ca.certificate);
     first_on.wait_for(&format!("node: file {AUTHORITY} {authority}"));
-    until("the API's refusal to be seen", LIMIT, || {
+    until("the API to be seen", LIMIT, || {
         let status = edge.bastion.client(&["cluster", "status", "edge"]);
-        status.contains("404 from 10.107.0.11:6443")
+        status.contains("200 from 10.107.0.11:6443")
+            && status.contains("server-1 has not joined yet")
     });
     assert_eq!(edge.status()["phase"], "bootstrap");
 
-    edge.shows(&["server-1"]);
+    api.lists(&["server-1"]);
     edge.runs(&second_on);
     third_on.wait_for("Reveille: waits its turn in edge (control-plane phase): 1 of 2");
-    edge.shows(&["server-1", "server-2"]);
+    api.lists(&["server-1", "server-2"]);
     edge.runs(&third_on);
     assert_eq!(edge.status()["phase"], "control-plane");
-    edge.shows(&["server-1", "server-2", "server-3"]);
+    api.lists(&["server-1", "server-2", "server-3"]);
     edge.runs(&agent_on);
     assert_eq!(edge.status()["phase"], "worker");
-    edge.shows(&["server-1", "server-2", "server-3", "agent-1"]);
+    api.lists(&["server-1", "server-2", "server-3", "agent-1"]);
     until("the cluster to be ready", LIMIT, || {
         edge.status()["phase"] == "ready"
     });
