@@ -2,7 +2,8 @@
 //! powered on in the wrong order.
 //!
 //! ```text
-//!   person ── vmbr0.3 ── bastion ── vmbr0.107 ── storage01 hv5 hv6 hv7 ──(their ports)──▶ fakes in the bastion's namespace
+//!   person ── vmbr0.3 ── bastion ── vmbr0.107 ──┬── storage01 hv5 hv6 hv7 ──(their ports)──▶ fakes in the bastion's namespace
+//!                                               └── a switch that nothing else hangs on
 //! ```
 //!
 //! Firmware, kernels, Ignition, DNS and the balancer are real: the control planes' Ignition asks for its machine config at
@@ -50,13 +51,15 @@ const UP: [(&str, &str); 4] = [
 /// When a phase isn't reached, or something else isn't as it must be.
 pub(crate) fn rehearse() {
     println!("A bastion with vmbr0.3 (public) and vmbr0.107 (private) serves tests/sites/okd.");
-    let (lab, person) = (Lab::empty(), Netns::new());
+    let (lab, person, switch) = (Lab::empty(), Netns::new(), Netns::new());
     lab.netns.bridge("vmbr0.107", PRIVATE, 24);
     for name in ["storage01", "hv5", "hv6", "hv7"] {
         if let Cable::Tap(tap) = hardware(name).cable {
             lab.netns.tap(&tap, "vmbr0.107");
         }
     }
+    lab.netns.cable("trunk", &switch, "port1");
+    lab.netns.ip("link set trunk master vmbr0.107");
     lab.netns.cable("vmbr0.3", &person, "eth0");
     lab.netns.ip(&format!("addr add {PUBLIC}/24 dev vmbr0.3"));
     person.ip("addr add 203.0.113.9/24 dev eth0");
@@ -64,6 +67,7 @@ pub(crate) fn rehearse() {
     import_images(&bastion);
     bastion.start();
 
+    show(&bastion, &["preflight"]);
     provision(&lab, &bastion);
     let hv7 = power_on(&lab, "hv7");
     let held = hv7.wait_for("Reveille: waits its turn");
@@ -210,7 +214,7 @@ fn curl(netns: &Netns, words: &[&str]) -> String {
         "--show-error",
         "--fail-with-body",
         "--max-time",
-        "10",
+        "60",
     ];
     netns.output("curl", &[&common, words].concat())
 }
