@@ -21,11 +21,11 @@ test: lab
 	cargo test --workspace --no-fail-fast
 
 rehearse: lab
-	cargo run --quiet -p tests --example rehearse
+	cargo run --quiet --example rehearse
 
 slow: lab
 	$(LAB) slow
-	cargo test -p tests --test slow -- --ignored --test-threads 1
+	cargo test --workspace --test slow -- --ignored --test-threads 1
 
 # The suites that ask clusters, against the real thing; `make test` runs them too, and uses what was built here.
 kube: packages

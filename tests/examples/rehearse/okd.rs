@@ -20,7 +20,7 @@ use tests::lab::Lab;
 use tests::netns::Netns;
 use tests::process;
 use tests::qemu::{Cable, Firmware, Hardware, Machine};
-use tests::site::import_images;
+use tests::site::{import_images, sha256};
 
 use crate::cluster::Cluster;
 use crate::{show, tell};
@@ -93,8 +93,11 @@ pub(crate) fn rehearse() {
 
     let storage01 = power_on(&lab, "storage01");
     tell(&storage01, &[KERNEL]);
-    for machine in [&storage01].into_iter().chain(&masters) {
+    tell(&storage01, &UP);
+    let machine_config = format!("node: file /etc/machine-config {}", sha256("master"));
+    for machine in &masters {
         tell(machine, &UP);
+        machine.wait_for(&machine_config);
     }
     phases(&bastion, &cluster, storage01);
     show(&bastion, &["status"]);
