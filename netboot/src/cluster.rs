@@ -5,6 +5,7 @@
 //!   Course        phases, gates, turns: as data     course.rs      whose turn it is, which gate is open
 //!   ClusterRecord what was decided and learned      record.rs      events to records; only forward
 //!   Service       what the cluster leans on         services.rs    their start order, how they are, who holds
+//!   Settling      for how long looks were alike     settling.rs    nothing opens by a clock alone
 //! ```
 //!
 //! No platform is named here. What differs between platforms is data, made once when a definition is read.
@@ -14,6 +15,7 @@ mod faults;
 mod placement;
 mod record;
 mod services;
+mod settling;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,6 +34,7 @@ pub use services::{
     Down, Host, Provider, SERVICE_NAME_MAX, Service, ServiceFault, ServiceKind, ServiceName,
     ServiceState, Target, start_order,
 };
+pub use settling::Settling;
 
 /// The fact that a member is ready for work; any other fact of a member says no more than that its system runs.
 pub const NODE_READY: &str = "node-ready";

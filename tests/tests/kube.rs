@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use daemon::probe::kube::csr::round;
-use daemon::probe::kube::{KubeAccess, Server, Want, look};
+use daemon::probe::kube::{KubeAccess, OperatorsWatch, Server, Want, look};
 use ignition::secret::Secret;
 use netboot::csr::{Bootstrapper, CsrPolicy};
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ fn a_real_api_is_seen_to_become_ready_and_so_are_its_nodes_and_operators() {
             Want::BootstrapComplete,
             Want::BootstrapMemberRemoved,
             Want::VersionAvailable,
-            Want::OperatorsSettled,
+            Want::OperatorsSettled(OperatorsWatch::default()),
         ]
     };
     let see = |kube: &Kube, access: &KubeAccess| -> Vec<(bool, String)> {
@@ -102,6 +102,7 @@ fn a_real_api_is_seen_to_become_ready_and_so_are_its_nodes_and_operators() {
     let settled = json!([
         condition("Available", "True", ""),
         condition("Progressing", "False", ""),
+        condition("Degraded", "False", ""),
         condition("Failing", "False", "")
     ]);
     let removed = json!([condition("EtcdBootstrapMemberRemoved", "True", "")]);
@@ -130,9 +131,10 @@ fn a_real_api_is_seen_to_become_ready_and_so_are_its_nodes_and_operators() {
         let holds: Vec<bool> = after.iter().map(|(holds, _)| *holds).collect();
         assert_eq!(
             holds,
-            [true, true, false, true, true, true, true],
+            [true, true, false, true, true, true, false],
             "{after:?}"
         );
+        assert_eq!(after[6].1, "all 2 operators are settled for 0 of 30 s");
         let words = "worker-2.lab.example: Ready is False: container runtime network not ready: cni plugin not initialized";
         assert_eq!(after[2].1, words);
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use daemon::probe::kube::csr::round;
-use daemon::probe::kube::{AccessFault, KubeAccess, Server, TrustedCa, Want, look};
+use daemon::probe::kube::{AccessFault, KubeAccess, OperatorsWatch, Server, TrustedCa, Want, look};
 use ignition::secret::Secret;
 use netboot::csr::Verdict;
 use netboot::net::Timestamp;
@@ -170,21 +170,27 @@ async fn the_operators_of_okd_are_believed_only_when_they_say_it_in_as_many_word
             json!({"kind": "ClusterOperatorList", "apiVersion": "config.openshift.io/v1", "metadata": {}, "items": items}),
         )
     };
-    let settled = object(vec![yes.clone(), no]);
+    let sound = condition("Degraded", "False", "");
+    let settled = object(vec![yes.clone(), no.clone(), sound.clone()]);
     for (items, wanted) in [
         (
             vec![settled.clone(), settled.clone()],
-            "all 2 operators are settled",
+            "all 2 operators are settled for 0 of 30 s",
+        ),
+        (
+            vec![settled.clone(), object(vec![yes.clone(), no])],
+            "1 of 2 operators are not settled: console (Degraded is not reported)",
         ),
         (vec![], "there are no operators yet"),
         (
-            vec![settled, object(vec![yes, busy])],
+            vec![settled, object(vec![yes, busy, sound])],
             "1 of 2 operators are not settled: console (Progressing is True: Working towards 4.21: 640 of 900 done)",
         ),
     ] {
         let fake = Fake::start(vec![ok(), (OPERATORS, list(items))]);
-        let said = one(&fake.access(), Want::OperatorsSettled).await;
-        assert_eq!(said, (wanted.starts_with("all"), wanted.to_owned()));
+        let want = Want::OperatorsSettled(OperatorsWatch::default());
+        let said = one(&fake.access(), want).await;
+        assert_eq!(said, (false, wanted.to_owned()));
     }
     for (status, wanted) in [("True", true), ("False", false), ("Unknown", false)] {
         let path = "/apis/operator.openshift.io/v1/etcds/cluster";

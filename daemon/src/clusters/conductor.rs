@@ -32,7 +32,7 @@ use crate::bastion::Bastion;
 use crate::controller::{Controller, NotWritten, now};
 use crate::ledger::Ledger;
 use crate::probe::kube::csr::CsrOutcome;
-use crate::probe::kube::{self, KubeAccess, TrustedCa};
+use crate::probe::kube::{self, KubeAccess, OperatorsWatch, TrustedCa};
 use crate::probe::talos::{self, BootstrapAnswer};
 use crate::status::Health;
 
@@ -49,8 +49,15 @@ pub(crate) struct Conductor {
     ledger: Ledger,
     keyring: Arc<Keyring>,
     health: Health,
+    memory: Arc<Mutex<BTreeMap<ClusterName, Memory>>>,
+}
+
+/// What one round of a cluster leaves to the next, and a restart forgets.
+#[derive(Default)]
+struct Memory {
     /// Certificate requests that an alarm was raised for, so that it is raised once.
-    alarmed: Arc<Mutex<BTreeMap<ClusterName, BTreeSet<String>>>>,
+    alarmed: BTreeSet<String>,
+    operators: OperatorsWatch,
 }
 
 /// Where a cluster's conditions are told.
@@ -76,7 +83,7 @@ impl Conductor {
             ledger: bastion.ledger.clone(),
             keyring: Arc::clone(&bastion.keyring),
             health: bastion.health.clone(),
-            alarmed: Arc::default(),
+            memory: Arc::default(),
         }
     }
 
@@ -133,9 +140,9 @@ impl Conductor {
 }
 
 impl Conductor {
-    fn alarmed(&self) -> MutexGuard<'_, BTreeMap<ClusterName, BTreeSet<String>>> {
+    fn memory(&self) -> MutexGuard<'_, BTreeMap<ClusterName, Memory>> {
         // Each write is one insertion, so what a panicking holder left is whole.
-        self.alarmed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing is told any more of a cluster that no definition wants.
@@ -143,7 +150,7 @@ impl Conductor {
         for each in [Room::Kubeconfig, Room::Bootstrap, Room::Certificates] {
             self.health.forget(&room(cluster, each));
         }
-        self.alarmed().remove(cluster);
+        self.memory().remove(cluster);
     }
 }
 
@@ -178,7 +185,15 @@ impl Round {
                 .and_then(|pem| TrustedCa::from_pem(pem.as_bytes()).ok()),
             Secrets::Talos(_) | Secrets::K3s(_) => None,
         };
-        let wants = looks::wants(platform, &self.site, &self.spec, &self.state, ca.as_ref());
+        let operators = self.memory(|memory| memory.operators.clone());
+        let wants = looks::wants(
+            platform,
+            &self.site,
+            &self.spec,
+            &self.state,
+            ca.as_ref(),
+            &operators,
+        );
         self.tell(kube::look(&access, &wants).await).await;
         let policy = platform.csr_policy();
         if policy != CsrPolicy::default() {
@@ -273,7 +288,7 @@ impl Round {
                 return;
             }
         };
-        let before = self.conductor.alarmed().get(&self.spec.name).cloned();
+        let before = self.memory(|memory| memory.alarmed.clone());
         let mut pending = BTreeSet::new();
         for CsrOutcome {
             csr,
@@ -291,7 +306,7 @@ impl Round {
                 (Verdict::Leave(_), _) => continue,
                 (Verdict::Alarm(alarm), _) => {
                     pending.insert(csr.clone());
-                    if before.as_ref().is_some_and(|before| before.contains(&csr)) {
+                    if before.contains(&csr) {
                         continue;
                     }
                     let what = format!("{csr} by {user} stays pending: {alarm}");
@@ -305,8 +320,12 @@ impl Round {
         }
         self.alarm(&pending);
         // What is no longer pending is forgotten, so that nobody fills the memory with requests.
-        let mut alarmed = self.conductor.alarmed();
-        alarmed.insert(self.spec.name.clone(), pending);
+        self.memory(|memory| memory.alarmed = pending);
+    }
+
+    fn memory<T>(&self, act: impl FnOnce(&mut Memory) -> T) -> T {
+        let mut memory = self.conductor.memory();
+        act(memory.entry(self.spec.name.clone()).or_default())
     }
 
     fn alarm(&self, pending: &BTreeSet<String>) {

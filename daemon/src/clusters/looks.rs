@@ -10,7 +10,7 @@ use netboot::node::NodeSpec;
 use netboot::site::Site;
 
 use super::member::of_role;
-use crate::probe::kube::{Server, TrustedCa, Want};
+use crate::probe::kube::{OperatorsWatch, Server, TrustedCa, Want};
 use crate::probe::talos::{Machine, PORT};
 
 /// Kubernetes' API.
@@ -54,6 +54,7 @@ pub(super) fn wants(
     spec: &ClusterSpec,
     state: &ClusterState,
     machine_config_ca: Option<&TrustedCa>,
+    operators: &OperatorsWatch,
 ) -> Vec<Want> {
     let mut wants = vec![Want::Api];
     let stage = state.record.stage;
@@ -67,7 +68,8 @@ pub(super) fn wants(
             }
             Stage::Worker => {}
             Stage::Addon | Stage::Ready => {
-                wants.extend([Want::VersionAvailable, Want::OperatorsSettled]);
+                let settled = Want::OperatorsSettled(operators.clone());
+                wants.extend([Want::VersionAvailable, settled]);
             }
         }
     }

@@ -4,20 +4,20 @@
 //! that isn't there are all looks at something that doesn't hold yet, with the words for why.
 //!
 //! Sources: kubernetes.io "Node status" and "Kubernetes API health endpoints"; openshift/installer `cmd/openshift-install/create.go`
-//! for what ends a bootstrap and an install; k3s-io/k3s `pkg/etcd` for the condition `EtcdIsVoter`;
+//! for what ends a bootstrap and an install, `waitfor.go` beside it for operators that are stable; k3s-io/k3s `pkg/etcd` for the condition `EtcdIsVoter`;
 //! openshift/machine-config-operator `pkg/server/api.go`.
 //!
 //! Ugly facts: nodes list up to fifty images each, so they come in pages and little of them is kept; the machine-config server
 //! answers `/config/worker` with 500 until the control plane's own configs are rendered, so its health alone says nothing.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use http::{Method, Request};
 use kube::core::params::{GetParams, ListParams};
 use kube::core::{ObjectList, Request as Build};
-use netboot::cluster::{FactKey, Seen};
+use netboot::cluster::{FactKey, Seen, Settling};
 use netboot::net::NodeName;
 use rustls::ClientConfig;
 use serde::Deserialize;
@@ -36,6 +36,8 @@ const PAGE: u32 = 50;
 const PAGES_MAX: usize = 120;
 /// What is left to do is named for so many.
 const NAMED_MAX: usize = 3;
+/// For how long operators must have been settled: `coStabilityThreshold` of openshift-install.
+const SETTLED: Duration = Duration::from_secs(30);
 
 /// What somebody wants to know.
 #[derive(Clone, Debug)]
@@ -62,8 +64,9 @@ pub enum Want {
     BootstrapMemberRemoved,
     /// `version-available`: the ClusterVersion is Available, not Failing and not Progressing.
     VersionAvailable,
-    /// `operators-settled`: every ClusterOperator is Available and not Progressing, and there is one.
-    OperatorsSettled,
+    /// `operators-settled`: there are ClusterOperators, and looks of the last 30 s have found every one Available, neither
+    /// Progressing nor Degraded, and unchanged.
+    OperatorsSettled(OperatorsWatch),
     /// `machine-config-server`: this control plane hands out the workers' config. Asked without a certificate.
     MachineConfigServer {
         /// The machine.
@@ -86,13 +89,40 @@ impl Want {
             Self::BootstrapComplete => ("bootstrap-complete", None),
             Self::BootstrapMemberRemoved => ("bootstrap-member-removed", None),
             Self::VersionAvailable => ("version-available", None),
-            Self::OperatorsSettled => ("operators-settled", None),
+            Self::OperatorsSettled(_) => ("operators-settled", None),
             Self::MachineConfigServer { node, .. } => ("machine-config-server", Some(node)),
         };
         FactKey {
             fact: fact.parse().expect("a fact's name is one label"),
             node: node.cloned(),
         }
+    }
+}
+
+/// What earlier looks at the operators of one cluster showed, kept by whoever looks again. Clones are the same watch.
+#[derive(Clone, Debug)]
+pub struct OperatorsWatch {
+    began: Instant,
+    settling: Arc<Mutex<Settling<Operators>>>,
+}
+
+/// Each operator, and when its conditions last changed.
+type Operators = BTreeMap<String, Vec<String>>;
+
+impl Default for OperatorsWatch {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            settling: Arc::default(),
+        }
+    }
+}
+
+impl OperatorsWatch {
+    fn look(&self, settled: Option<Operators>) -> Option<Duration> {
+        // A look is one assignment, so what a panicking holder left is whole.
+        let mut settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        settling.look(self.began.elapsed(), settled)
     }
 }
 
@@ -169,7 +199,7 @@ async fn api(access: &KubeAccess, wants: &[Want], told: &mut [Option<Told>]) {
             Want::BootstrapComplete => Some(looks.bootstrap_complete().await),
             Want::BootstrapMemberRemoved => Some(looks.member_removed().await),
             Want::VersionAvailable => Some(looks.version().await),
-            Want::OperatorsSettled => Some(looks.operators().await),
+            Want::OperatorsSettled(watch) => Some(looks.operators(watch).await),
         };
     }
 }
@@ -247,6 +277,8 @@ struct Condition {
     #[serde(rename = "type")]
     kind: String,
     status: String,
+    #[serde(default, rename = "lastTransitionTime")]
+    changed: String,
     #[serde(default)]
     reason: String,
     #[serde(default)]
@@ -391,31 +423,54 @@ impl<'a> Objects<'a> {
         }
     }
 
-    async fn operators(&mut self) -> Told {
+    async fn operators(&mut self, watch: &OperatorsWatch) -> Told {
         let path = "/apis/config.openshift.io/v1/clusteroperators";
         let operators = match self.list(path).await {
             Ok(operators) => operators,
-            Err(words) => return (false, words),
-        };
-        let unsettled = operators.iter().filter_map(|operator| {
-            let why = operator
-                .lacks("Available", "True")
-                .or_else(|| operator.lacks("Progressing", "False"))?;
-            Some(format!("{} ({why})", operator.metadata.name))
-        });
-        let unsettled: Vec<String> = unsettled.collect();
-        match (operators.len(), unsettled.len()) {
-            (0, _) => (false, "there are no operators yet".to_owned()),
-            (all, 0) => (true, format!("all {all} operators are settled")),
-            (all, left) => {
-                let named = unsettled[..left.min(NAMED_MAX)].join(", ");
-                (
-                    false,
-                    format!("{left} of {all} operators are not settled: {named}"),
-                )
+            Err(words) => {
+                watch.look(None);
+                return (false, words);
             }
+        };
+        let unsettled: Vec<String> = operators.iter().filter_map(unsettled).collect();
+        let (all, left) = (operators.len(), unsettled.len());
+        let settled = (all > 0 && left == 0).then(|| operators.iter().map(shape).collect());
+        match watch.look(settled) {
+            None if all == 0 => (false, "there are no operators yet".to_owned()),
+            None => {
+                let named = unsettled[..left.min(NAMED_MAX)].join(", ");
+                let words = format!("{left} of {all} operators are not settled: {named}");
+                (false, words)
+            }
+            Some(held) if held < SETTLED => {
+                let (held, wanted) = (held.as_secs(), SETTLED.as_secs());
+                let words = format!("all {all} operators are settled for {held} of {wanted} s");
+                (false, words)
+            }
+            Some(_) => (true, format!("all {all} operators are settled")),
         }
     }
+}
+
+/// Nothing of an operator that is done, or else what it is about. One that doesn't say that it isn't degraded is taken
+/// for degraded, as the cluster's own version operator takes it.
+fn unsettled(operator: &Object) -> Option<String> {
+    let wanted = [
+        ("Available", "True"),
+        ("Progressing", "False"),
+        ("Degraded", "False"),
+    ];
+    let lacking = wanted
+        .iter()
+        .find_map(|(kind, status)| operator.lacks(kind, status))?;
+    Some(format!("{} ({lacking})", operator.metadata.name))
+}
+
+fn shape(operator: &Object) -> (String, Vec<String>) {
+    let kinds = ["Available", "Progressing", "Degraded"];
+    let conditions = kinds.iter().filter_map(|kind| operator.condition(kind));
+    let changed = conditions.map(|condition| condition.changed.clone());
+    (operator.metadata.name.clone(), changed.collect())
 }
 
 /// A whole list, page by page, and whether it ended within `pages`.

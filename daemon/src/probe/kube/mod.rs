@@ -17,5 +17,5 @@ mod pkcs10;
 mod wire;
 
 pub use access::{AccessFault, KubeAccess, TrustedCa};
-pub use look::{Want, look};
+pub use look::{OperatorsWatch, Want, look};
 pub use wire::{Server, Trouble};
