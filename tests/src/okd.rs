@@ -10,8 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use ignition::platform::okd::{File, InstallerSet, SetFault};
 use ignition::secret::Secret;
 use netboot::net::Timestamp;
-use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 use serde_json::{Value, json};
+
+use crate::kube_fake::Authority;
 
 const HOUR: u64 = 3600;
 
@@ -22,12 +24,13 @@ pub fn now() -> Timestamp {
     Timestamp::from_millis(u64::try_from(millis).expect("a moment of this age"))
 }
 
-/// A certificate of a day that was made some hours ago, and its key.
+/// A CA of a day that was made some hours ago, and its key.
 pub fn certificate(hours_ago: u64) -> (String, String) {
     let made = now().millis() / 1000 - hours_ago * HOUR;
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new(Vec::new()).expect("parameters");
     let moment = |seconds| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.not_before = moment(made);
     params.not_after = moment(made + 24 * HOUR);
     let certificate = params.self_signed(&key).expect("a certificate");
@@ -56,10 +59,14 @@ pub fn undo(url: &str) -> String {
 /// The files of a set of the cluster `lab` below `example.test`.
 pub fn files(hours_ago: u64) -> BTreeMap<File, String> {
     let (ca, key) = certificate(hours_ago);
+    let (admin, admin_key) = certificate(hours_ago);
     let kubeconfig = format!(
         "apiVersion: v1\nkind: Config\nclusters:\n- name: lab\n  cluster:\n    server: https://api.lab.example.test:6443\n    \
-         certificate-authority-data: {}\n",
-        base64(&ca)
+         certificate-authority-data: {}\ncontexts:\n- name: admin\n  context:\n    cluster: lab\n    user: admin\n\
+         current-context: admin\nusers:\n- name: admin\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n",
+        base64(&ca),
+        base64(&admin),
+        base64(&admin_key)
     );
     let file = |path: &str, text: &str| json!({ "path": path, "mode": 0o600, "overwrite": true, "contents": { "source": data(text) } });
     let bootstrap = json!({
@@ -87,6 +94,24 @@ pub fn files(hours_ago: u64) -> BTreeMap<File, String> {
             json!({ "clusterName": "lab", "clusterID": "c", "infraID": "lab-x" }).to_string(),
         ),
     ])
+}
+
+/// The authority of a set, which vouches for its API and its machine-config server.
+///
+/// # Panics
+/// When its bootstrap config holds none.
+pub fn authority(files: &BTreeMap<File, String>) -> Authority {
+    let bootstrap: Value = serde_json::from_str(&files[&File::Bootstrap]).expect("JSON");
+    let file = |path: &str| {
+        let all = bootstrap["storage"]["files"].as_array().expect("files");
+        let found = all.iter().find(|file| file["path"] == path);
+        let source = found.and_then(|file| file["contents"]["source"].as_str());
+        undo(source.expect("a file of the bootstrap"))
+    };
+    Authority::of(
+        &file("/opt/openshift/tls/root-ca.crt"),
+        &file("/opt/openshift/tls/root-ca.key"),
+    )
 }
 
 /// A pointer config.

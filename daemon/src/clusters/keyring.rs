@@ -19,6 +19,7 @@ use netboot::cluster::{ClusterName, ClusterSpec};
 use netboot::net::Timestamp;
 
 use crate::mint;
+use crate::probe::kube::KubeAccess;
 use crate::probe::talos::Access;
 use crate::vault::{KUBECONFIG, TALOSCONFIG, Vault};
 
@@ -116,6 +117,14 @@ impl Keyring {
             Secrets::Okd(set) => {
                 let foreign = set.foreign(spec.name.as_str(), &spec.domain);
                 refuse(&foreign)?;
+                // Nobody could ask the cluster anything, and that would show only once it runs.
+                let kubeconfig = set.file(okd::File::Kubeconfig).to_bytes();
+                KubeAccess::from_kubeconfig(&kubeconfig, &[]).map_err(|fault| {
+                    let file = okd::File::Kubeconfig.path();
+                    NoKeys(format!(
+                        "{file}: {fault}; take it as openshift-install wrote it"
+                    ))
+                })?;
                 let age = set.life().age(now);
                 if !age.may_install() {
                     return Err(NoKeys(format!("the set can't be used: {age}")));
