@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use netboot::cluster::{ClusterName, Stage};
+use netboot::net::NodeName;
 
 use super::plan::ClusterPlan;
 use super::status::{ClusterStatus, ClusterSummary, GateStatus, ServiceStatus};
@@ -320,6 +321,10 @@ fn status_text(status: &ClusterStatus) -> String {
             format!("done {}", moment(at))
         });
         text += &format!("its database is started on {}: {done}\n", call.node);
+    }
+    if !status.retired.is_empty() {
+        let left: Vec<&str> = status.retired.iter().map(NodeName::as_str).collect();
+        text += &format!("did their work and left: {}\n", left.join(", "));
     }
     let mut gates = table(&["phase", "state", "waits for", "have", "latest look"]);
     for phase in &status.phases {
