@@ -127,13 +127,15 @@ impl Haproxy {
                 .await
                 .map_err(|e| said("writing", e))?;
         } else if self.loaded.is_none() {
-            // Of an earlier daemon's: HAProxy read it when it started, or was told to.
-            self.ask("admin.sock", "show version").await?;
-            self.loaded = Some(render(
-                bound,
-                &self.directory.display().to_string(),
-                &self.limits,
-            ));
+            // HAProxy read it when it started, or was told to. Where it began beside us it may have read the one before.
+            let stat = self.ask("admin.sock", "show stat").await?;
+            if written.is_served(&rows(&stat)) {
+                self.loaded = Some(render(
+                    bound,
+                    &self.directory.display().to_string(),
+                    &self.limits,
+                ));
+            }
         }
         if self
             .loaded
@@ -247,6 +249,19 @@ impl Written {
             text.push('\n');
         }
         text
+    }
+
+    /// HAProxy has these listeners with these servers, and no others.
+    fn is_served(&self, rows: &Rows<'_>) -> bool {
+        let ours = |(proxy, servers): (&String, &BTreeMap<String, String>)| {
+            let servers = servers.keys().map(|server| (proxy.clone(), server.clone()));
+            servers.collect::<Vec<_>>()
+        };
+        let wanted: BTreeSet<(String, String)> = self.servers.iter().flat_map(ours).collect();
+        let sums = ["FRONTEND", "BACKEND"];
+        let theirs = rows.keys().filter(|(_, server)| !sums.contains(server));
+        let theirs = theirs.map(|(proxy, server)| ((*proxy).to_owned(), (*server).to_owned()));
+        wanted == theirs.collect()
     }
 
     /// Everything of the other is here, and nothing but servers is here that is not there.
@@ -424,5 +439,36 @@ fn status(bound: &Bound<'_>, rows: &Rows<'_>, fault: Option<&str>) -> ListenerSt
             bytes_out: number("FRONTEND", "bout"),
         },
         backends: backends.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_haproxy_read_is_told_from_what_lies_there_by_who_serves() {
+        let server = |name: &str| (name.to_owned(), format!("server {name} 10.107.0.11:6443"));
+        let servers = ["cp-1", "cp-2"].map(server).into();
+        let written = Written {
+            frame: String::new(),
+            servers: [("lab-api-6443".to_owned(), servers)].into(),
+        };
+        let row = |server: &str| format!("lab-api-6443,{server},0\n");
+        let stat = |servers: &[&str]| -> String {
+            let served = servers.iter().map(|server| row(server));
+            ["# pxname,svname,qcur\n".to_owned()]
+                .into_iter()
+                .chain(served)
+                .collect()
+        };
+        for (there, wanted) in [
+            (&["FRONTEND", "cp-1", "cp-2", "BACKEND"][..], true),
+            (&["FRONTEND", "cp-1", "BACKEND"], false),
+            (&["FRONTEND", "cp-1", "cp-2", "cp-3", "BACKEND"], false),
+            (&[], false),
+        ] {
+            assert_eq!(written.is_served(&rows(&stat(there))), wanted, "{there:?}");
+        }
     }
 }
