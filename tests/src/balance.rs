@@ -2,27 +2,20 @@
 //! them to the next process, as systemd does (FDSTORE, LISTEN_FDS).
 //!
 //! The process is `src/bin/balance.rs`: the daemon's engine behind listeners from a file, where the daemon's come from its
-//! clusters. The manager here is a fake of systemd's; the words between the two are sd_notify(3) and sd_listen_fds(3).
+//! clusters.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use daemon::balancer::ListenerStatus;
 use netboot::endpoint::{Backend, Balance, Check, Listener, Place};
-use nix::cmsg_space;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
 use crate::lab::{Lab, until};
+use crate::manager::Manager;
 use crate::process::{self, Process};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -88,7 +81,7 @@ pub struct Balancer<'a> {
     haproxy: Option<Process>,
     program: &'static str,
     directory: PathBuf,
-    kept: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
+    manager: Manager,
     process: Option<Process>,
 }
 
@@ -97,17 +90,14 @@ impl<'a> Balancer<'a> {
     pub fn new(lab: &'a Lab, program: &'static str, engine: Engine) -> Self {
         let directory = lab.path("balancer");
         fs::create_dir(&directory).expect("a directory");
-        let socket = UnixDatagram::bind(directory.join("notify")).expect("the manager's socket");
-        let kept = Arc::new(Mutex::new(BTreeMap::new()));
-        let keeping = Arc::clone(&kept);
-        std::thread::spawn(move || keep(&socket, &keeping));
+        let manager = Manager::new(&directory);
         Self {
             lab,
             engine,
             haproxy: None,
             program,
             directory,
-            kept,
+            manager,
             process: None,
         }
     }
@@ -125,35 +115,12 @@ impl<'a> Balancer<'a> {
 
     /// Starts a process with the sockets that the last one left.
     pub fn start(&mut self) {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut script = String::from("export LISTEN_PID=$$; exec \"$@\"");
-        let mut names = Vec::new();
-        for (number, (name, socket)) in kept.iter().enumerate() {
-            fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("a descriptor of ours");
-            let raw = socket.as_raw_fd();
-            script.push_str(&format!(" {}<&{raw} {raw}<&-", number + 3));
-            names.push(name.clone());
-        }
-        let mut command = process::command("bash");
-        command
-            .args(["-c", &script, "bash", self.program])
-            .arg(&self.directory)
-            .arg(format!("{:?}", self.engine).to_lowercase())
-            .env("NOTIFY_SOCKET", self.directory.join("notify"));
-        if !names.is_empty() {
-            command
-                .env("LISTEN_FDS", names.len().to_string())
-                .env("LISTEN_FDNAMES", names.join(":"));
-        }
+        let directory = self.directory.to_str().expect("paths are text").to_owned();
+        let engine = format!("{:?}", self.engine).to_lowercase();
+        let program = [self.program.to_owned(), directory, engine];
         let _ = fs::remove_file(self.directory.join("status"));
-        self.process = Some(
-            self.lab
-                .netns
-                .start(&self.lab.timeline, "balancer", command),
-        );
-        for socket in kept.values() {
-            fcntl(socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("a descriptor of ours");
-        }
+        let (netns, timeline) = (&self.lab.netns, &self.lab.timeline);
+        self.process = Some(self.manager.start(netns, timeline, "balancer", &program));
         if self.engine == Engine::Haproxy && self.haproxy.is_none() {
             let configuration = self.directory.join("haproxy.cfg");
             until("a configuration", LIMIT, || configuration.exists());
@@ -206,44 +173,6 @@ impl<'a> Balancer<'a> {
                 listener.port == port && up == nodes && there.count() == nodes.len()
             })
         });
-    }
-}
-
-/// The manager: takes the sockets it is given, and closes those it is told to.
-fn keep(socket: &UnixDatagram, kept: &Mutex<BTreeMap<String, OwnedFd>>) {
-    let mut bytes = [0; 4096];
-    let mut space = cmsg_space!([i32; 8]);
-    loop {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let Ok(message) = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)
-        else {
-            return;
-        };
-        let mut passed = Vec::new();
-        for control in message.cmsgs().into_iter().flatten() {
-            if let ControlMessageOwned::ScmRights(numbers) = control {
-                #[allow(unsafe_code)]
-                // SAFETY: the kernel made these descriptors for this message, and nobody else knows them.
-                passed.extend(
-                    numbers
-                        .into_iter()
-                        .map(|number| unsafe { OwnedFd::from_raw_fd(number) }),
-                );
-            }
-        }
-        let length = message.bytes;
-        let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
-        let word = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
-        let Some(name) = word("FDNAME=") else {
-            continue;
-        };
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if word("FDSTOREREMOVE=").is_some() {
-            kept.remove(name);
-        } else if let Some(socket) = passed.pop() {
-            kept.insert(name.to_owned(), socket);
-        }
     }
 }
 

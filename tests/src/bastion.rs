@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::lab::{Lab, until};
+use crate::manager::Manager;
 use crate::netns::Netns;
 use crate::process::{self, Process};
 use crate::timeline::Timeline;
@@ -25,6 +26,7 @@ pub struct Bastion<'a> {
     pub site: PathBuf,
     pub state: PathBuf,
     pub socket: PathBuf,
+    manager: Option<Manager>,
     daemon: Option<Process>,
 }
 
@@ -43,8 +45,15 @@ impl<'a> Bastion<'a> {
             site: copy,
             state,
             socket,
+            manager: None,
             daemon: None,
         }
+    }
+
+    /// With a service manager, which keeps the daemon's listening sockets from one process to the next.
+    pub fn managed(mut self) -> Self {
+        self.manager = Some(Manager::new(&self.state));
+        self
     }
 
     /// Puts a file into the depot.
@@ -58,16 +67,29 @@ impl<'a> Bastion<'a> {
 
     /// Starts the daemon and waits until it answers on its control socket.
     pub fn start(&mut self) {
-        let mut serve = process::command(reveille());
-        serve
-            .arg("serve")
-            .arg("--site")
-            .arg(&self.site)
-            .arg("--state")
-            .arg(&self.state)
-            .arg("--socket")
-            .arg(&self.socket);
-        let mut daemon = self.netns.start(&self.timeline, DAEMON, serve);
+        let [site, state, socket] = [&self.site, &self.state, &self.socket]
+            .map(|path| path.to_str().expect("paths are text"));
+        let program = [
+            reveille(),
+            "serve",
+            "--site",
+            site,
+            "--state",
+            state,
+            "--socket",
+            socket,
+        ];
+        let mut daemon = match &self.manager {
+            Some(manager) => {
+                let program = program.map(str::to_owned);
+                manager.start(self.netns, &self.timeline, DAEMON, &program)
+            }
+            None => {
+                let mut serve = process::command(program[0]);
+                serve.args(&program[1..]);
+                self.netns.start(&self.timeline, DAEMON, serve)
+            }
+        };
         // What the last one left is not an answer of this one.
         until("the daemon to answer", READY_LIMIT, || {
             if let Some(status) = daemon.ended() {

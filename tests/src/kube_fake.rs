@@ -28,6 +28,7 @@ use rcgen::{
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, crypto};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -210,6 +211,11 @@ impl Fake {
         access(self.ca(), vec![self.server()])
     }
 
+    /// Connections that are open. Each has the list of what was asked, as have this end and the server itself.
+    pub fn connections(&self) -> usize {
+        Arc::strong_count(&self.asked).saturating_sub(2)
+    }
+
     /// The requests so far: heads, and what of a body came with them.
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().expect("whole").clone()
@@ -238,6 +244,13 @@ async fn serve(
         tokio::spawn(async move {
             match tls {
                 None => converse(stream, &answers, &asked).await,
+                Some(_) if speaks_plainly(&stream).await => {
+                    // What is left unread would turn the end into a reset.
+                    let mut stream = stream;
+                    if head(&mut stream).await.is_some() {
+                        let _ = stream.write_all(NOT_TLS.as_bytes()).await;
+                    }
+                }
                 Some(tls) => {
                     if let Ok(stream) = tls.accept(stream).await {
                         converse(stream, &answers, &asked).await;
@@ -248,6 +261,16 @@ async fn serve(
     }
 }
 
+/// What servers written in Go say over a port with TLS to who speaks HTTP there (golang/go, `net/http/server.go`).
+pub const NOT_TLS: &str =
+    "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+
+/// A handshake begins with the type of its record, 22 (RFC 8446 section 5.1).
+async fn speaks_plainly(stream: &TcpStream) -> bool {
+    let mut first = [0];
+    matches!(stream.peek(&mut first).await, Ok(1)) && first[0] != 22
+}
+
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     answers: &Answers,
@@ -256,11 +279,16 @@ async fn converse(
     while let Some(head) = head(&mut stream).await {
         let answer = answers.to(&head);
         let only_head = head.starts_with("HEAD ");
+        let last = head
+            .to_ascii_lowercase()
+            .contains("\r\nconnection: close\r\n");
         asked.lock().expect("whole").push(head);
-        if !reply(&mut stream, answer, only_head).await {
+        if !reply(&mut stream, answer, only_head).await || last {
             break;
         }
     }
+    // Who speaks TLS says so before it goes.
+    let _ = stream.shutdown().await;
 }
 
 /// One request with its body; nothing when the peer is done.

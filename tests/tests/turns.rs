@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tests::bastion::Bastion;
 use tests::lab::{Lab, until};
-use tests::netns::Netns;
+use tests::node::Node;
 
 const SITE: &str = "site: test
 networks:
@@ -46,53 +46,14 @@ fn given(root: &Path) {
     }
 }
 
-/// The namespace of machine `number`, on the bridge.
-fn machine(lab: &Lab, number: u8) -> Netns {
-    let machine = Netns::new();
-    let cable = format!("m{number}");
-    lab.netns.cable(&cable, &machine, "eth0");
-    lab.netns.ip(&format!("link set {cable} master br0"));
-    machine.ip(&format!(
-        "link set eth0 address 52:54:00:aa:00:{number:02x}"
-    ));
-    machine.ip(&format!("addr add 10.107.0.{}/24 dev eth0", 10 + number));
-    machine
-}
-
-fn script(machine: &Netns, number: u8) -> String {
-    let url = format!("http://10.107.0.1:8080/boot/52-54-00-aa-00-{number:02x}/script.ipxe");
-    machine.output(
-        "curl",
-        &["--silent", "--show-error", "--max-time", "10", &url],
-    )
-}
-
-/// The status, and the body.
-fn fetch(machine: &Netns, url: &str) -> (String, String) {
-    let words = [
-        "--silent",
-        "--max-time",
-        "10",
-        "--write-out",
-        "\n%{http_code}",
-        url,
-    ];
-    let said = machine.output("curl", &words);
-    let (body, status) = said.rsplit_once('\n').expect("a status after the body");
-    (status.to_owned(), body.to_owned())
-}
-
 fn config_url(script: &str) -> String {
-    let argument = script
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("talos.config="));
-    argument.expect("the script names a config").to_owned()
+    Node::argument(script, "talos.config=").expect("the script names a config")
 }
 
 #[test]
 fn the_first_control_plane_gets_its_config_once_and_everybody_else_waits() {
     let lab = Lab::flat(0);
-    let (head, other) = (machine(&lab, 1), machine(&lab, 2));
+    let (head, other) = (Node::new(&lab, 1), Node::new(&lab, 2));
     let root = lab.path("given");
     given(&root);
     let mut bastion = Bastion::new(&lab, &root);
@@ -104,19 +65,19 @@ fn the_first_control_plane_gets_its_config_once_and_everybody_else_waits() {
 
     // Nobody boots before the cluster's secrets are made.
     until("the secrets to be made", LIMIT, || {
-        script(&head, 1).contains("talos.config=")
+        head.script().contains("talos.config=")
     });
-    let waits = script(&other, 2);
+    let waits = other.script();
     let sentence = "waits its turn in lab (bootstrap phase): bootstrapped not seen yet";
     assert!(waits.contains(sentence), "{waits}");
 
-    let url = config_url(&script(&head, 1));
-    let (status, _) = fetch(&other, &url);
+    let url = config_url(&head.script());
+    let (status, _) = other.fetch(&url);
     assert_eq!(
         status, "403",
         "another machine asked with the first one's token"
     );
-    let (status, config) = fetch(&head, &url);
+    let (status, config) = head.fetch(&url);
     assert_eq!(status, "200", "{config}");
     assert!(config.contains("type: controlplane"), "{config}");
     assert!(
@@ -124,15 +85,15 @@ fn the_first_control_plane_gets_its_config_once_and_everybody_else_waits() {
         "{config}"
     );
     until("the delivery to be written down", LIMIT, || {
-        fetch(&head, &url).0 == "503"
+        head.fetch(&url).0 == "503"
     });
 
     bastion.kill();
     bastion.start();
     lab.answers_tcp(8080);
-    assert_eq!(fetch(&head, &url).0, "503", "what left once left for good");
+    assert_eq!(head.fetch(&url).0, "503", "what left once left for good");
     until("the secrets to be read again", LIMIT, || {
-        script(&other, 2).contains(sentence)
+        other.script().contains(sentence)
     });
 
     let status = bastion.client(&["cluster", "status", "lab"]);
@@ -146,7 +107,7 @@ fn the_first_control_plane_gets_its_config_once_and_everybody_else_waits() {
     );
 
     // The next boot is another attempt, with a config of its own.
-    let again = config_url(&script(&head, 1));
+    let again = config_url(&head.script());
     assert_ne!(again, url);
-    assert_eq!(fetch(&head, &again).0, "200");
+    assert_eq!(head.fetch(&again).0, "200");
 }
