@@ -3,8 +3,11 @@
 //! The first bytes of a direction are copied through one buffer that all flows of a worker share, which is the cheapest
 //! way for a short request. A direction that has moved more than [`COPIED`] goes through a pipe by splice(2): the
 //! kernel passes its pages on, and nobody copies them. A pipe is borrowed only while something is in it.
+//!
+//! A short exchange costs what it takes and no more: the last ACK of the backend's handshake goes with the first bytes,
+//! the end of a direction goes with its last bytes, and where closing says the same nothing is shut down before.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::mem;
 use std::net::{Shutdown, SocketAddrV4};
 use std::os::fd::OwnedFd;
@@ -14,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::sys::epoll::EpollFlags;
 use nix::unistd::pipe2;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
@@ -78,17 +82,25 @@ struct Pipe {
 struct Half {
     /// The source may have something.
     readable: bool,
-    /// The source will send no more after what it has.
+    /// The source will send no more after what it has: its FIN or a reset is there.
     ending: bool,
+    /// It is a FIN, and a read that leaves room in the buffer has come to it.
+    in_order: bool,
+    /// The source sends urgent data, at which every read stops (tcp(7)): one that leaves room proves nothing.
+    urgent: bool,
     /// The destination may have room.
     writable: bool,
+    /// The destination sends small packets at once (TCP_NODELAY).
+    prompt: bool,
+    /// The destination was given something.
+    begun: bool,
     /// Copied from the source, not yet written.
     held: Vec<u8>,
     pipe: Option<Pipe>,
     moved: u64,
     ended: bool,
-    /// The destination was told of the end.
-    shut: bool,
+    /// The destination has everything, the end included.
+    done: bool,
 }
 
 /// What became of a turn.
@@ -158,8 +170,10 @@ impl Flow {
                 readable: true,
                 ..Half::default()
             },
+            // Its socket has what was set on the listening one.
             down: Half {
                 writable: true,
+                prompt: true,
                 ..Half::default()
             },
             told: (0, 0),
@@ -213,14 +227,18 @@ impl Flow {
     }
 
     /// What the kernel said of one of the sockets.
-    pub(super) fn hears(&mut self, side: Side, readable: bool, writable: bool, ending: bool) {
+    pub(super) fn hears(&mut self, side: Side, said: EpollFlags) {
         let (read, write) = match side {
             Side::Client => (&mut self.up, &mut self.down),
             Side::Backend => (&mut self.down, &mut self.up),
         };
-        read.readable |= readable || ending;
-        read.ending |= ending;
-        write.writable |= writable;
+        let finished = said.contains(EpollFlags::EPOLLRDHUP);
+        let broken = said.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
+        read.ending |= finished || broken;
+        read.readable |= read.ending || said.contains(EpollFlags::EPOLLIN);
+        read.urgent |= said.contains(EpollFlags::EPOLLPRI);
+        read.in_order = finished && !said.contains(EpollFlags::EPOLLERR);
+        write.writable |= said.contains(EpollFlags::EPOLLOUT);
     }
 
     /// Moves what can be moved, in both directions.
@@ -228,13 +246,13 @@ impl Flow {
         let Some((backend, _)) = &self.backend else {
             return Turn::Done;
         };
-        let up = self.up.pump(&self.client, backend, tools);
+        let up = self.up.pump(&self.client, backend, self.down.done, tools);
         let down = match up {
-            Ok(_) => self.down.pump(backend, &self.client, tools),
+            Ok(_) => self.down.pump(backend, &self.client, self.up.done, tools),
             Err(_) => Ok(false),
         };
         match (up, down) {
-            (Ok(_), Ok(_)) if self.up.ended && self.down.ended => Turn::Done,
+            (Ok(_), Ok(_)) if self.up.done && self.down.done => Turn::Done,
             (Ok(false), Ok(false)) => Turn::Waits,
             (Ok(_), Ok(_)) => Turn::Unfinished,
             // One side was reset: the other is told so, and not that all is well.
@@ -301,15 +319,22 @@ impl Drop for Flow {
 }
 
 impl Half {
-    /// Moves what can be moved; true when there may be more but others should have their turn.
-    fn pump(&mut self, from: &Socket, to: &Socket, tools: &mut Tools) -> io::Result<bool> {
+    /// Moves what can be moved; true when there may be more but others should have their turn. Where the other
+    /// direction is done, both sockets are closed at the end of this one, and that tells the destination.
+    fn pump(
+        &mut self,
+        from: &Socket,
+        to: &Socket,
+        other_done: bool,
+        tools: &mut Tools,
+    ) -> io::Result<bool> {
         let until = self.moved + TURN as u64;
         loop {
             if !self.flush(to, tools)? {
                 return Ok(false);
             }
             if self.ended {
-                if !mem::replace(&mut self.shut, true) {
+                if !mem::replace(&mut self.done, true) && !other_done {
                     match to.shutdown(Shutdown::Write) {
                         Err(error) if error.kind() != ErrorKind::NotConnected => return Err(error),
                         _ => {}
@@ -332,17 +357,15 @@ impl Half {
     }
 
     /// Gives the destination what is held; false when it has no room for all of it.
-    fn flush(&mut self, mut to: &Socket, tools: &mut Tools) -> io::Result<bool> {
+    fn flush(&mut self, to: &Socket, tools: &mut Tools) -> io::Result<bool> {
         while !self.held.is_empty() {
             if !self.writable {
                 return Ok(false);
             }
-            match to.write(&self.held) {
-                Ok(count) => drop(self.held.drain(..count)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+            let held = mem::take(&mut self.held);
+            let written = self.write(to, &held);
+            self.held = held;
+            self.held.drain(..written?);
         }
         while let Some(pipe) = &mut self.pipe {
             if pipe.holds == 0 {
@@ -366,7 +389,29 @@ impl Half {
         Ok(true)
     }
 
-    fn copy(&mut self, mut from: &Socket, mut to: &Socket, tools: &mut Tools) -> io::Result<()> {
+    /// Gives the destination what it takes of `bytes`.
+    fn write(&mut self, to: &Socket, bytes: &[u8]) -> io::Result<usize> {
+        // The first packet waits for nobody (RFC 896), so a short request needs no word about it.
+        if self.begun && !mem::replace(&mut self.prompt, true) {
+            to.set_tcp_nodelay(true)?;
+        }
+        // The end goes with the last bytes: whatever says it next sends them.
+        let flags = if self.ended { libc::MSG_MORE } else { 0 };
+        match to.send_with_flags(bytes, flags | libc::MSG_NOSIGNAL) {
+            Ok(count) => {
+                self.begun = true;
+                Ok(count)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.writable = false;
+                Ok(0)
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn copy(&mut self, mut from: &Socket, to: &Socket, tools: &mut Tools) -> io::Result<()> {
         let count = match from.read(&mut tools.buffer) {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -380,24 +425,17 @@ impl Half {
             self.ended = true;
             return Ok(());
         }
-        // The kernel had no more, so it will say so when it has (epoll(7), edge-triggered); unless the end came
-        // with the bytes, which is said once.
-        if count < tools.buffer.len() && !self.ending {
-            self.readable = false;
+        // The kernel had no more: it will say so when it has (epoll(7), edge-triggered), or this was all.
+        if count < tools.buffer.len() && !self.urgent {
+            self.ended = self.in_order;
+            self.readable = self.ending;
         }
         self.moved += count as u64;
         let bytes = &tools.buffer[..count];
-        let written = match self.writable {
-            false => 0,
-            true => match to.write(bytes) {
-                Ok(written) => written,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.writable = false;
-                    0
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => 0,
-                Err(error) => return Err(error),
-            },
+        let written = if self.writable {
+            self.write(to, bytes)?
+        } else {
+            0
         };
         if written < count {
             self.held.extend_from_slice(&bytes[written..]);
@@ -436,7 +474,9 @@ fn flags() -> SpliceFFlags {
 fn connect(address: SocketAddrV4) -> io::Result<Socket> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::IPV4, kind, Some(Protocol::TCP))?;
-    socket.set_tcp_nodelay(true)?;
+    // The handshake's last ACK waits for the client's first bytes, a fifth of a second at the most: one packet less for
+    // whoever speaks first, as clients of a cluster do.
+    socket.set_tcp_quickack(false)?;
     match socket.connect(&address.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(socket),

@@ -347,6 +347,7 @@ impl State {
         let flags = EpollFlags::EPOLLIN
             | EpollFlags::EPOLLOUT
             | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLPRI
             | EpollFlags::EPOLLET;
         match (side, &flow.backend) {
             (Side::Client, _) => self.epoll.add(&flow.client, EpollEvent::new(flags, token)),
@@ -376,18 +377,13 @@ impl State {
                 return;
             }
             flow.connected();
-            flow.hears(side, flags.contains(EpollFlags::EPOLLIN), true, false);
+            flow.hears(side, flags);
             if self.register(token, Side::Client).is_err() {
                 self.end(token);
                 return;
             }
         } else {
-            flow.hears(
-                side,
-                flags.contains(EpollFlags::EPOLLIN),
-                flags.contains(EpollFlags::EPOLLOUT),
-                broken || flags.contains(EpollFlags::EPOLLRDHUP),
-            );
+            flow.hears(side, flags);
         }
         self.turn(token);
     }
