@@ -1,4 +1,4 @@
-//! Reveille against its peers: DHCP, TFTP, HTTP, DNS, start and memory, and whole boots, in one run.
+//! Reveille against its peers: DHCP, TFTP, HTTP, DNS, balancing, start and memory, and whole boots, in one run.
 //!
 //! Touches: network namespaces, processes and a scratch directory of its own, as root. It prints the
 //! README's table in Markdown on standard output and each sample as it comes on standard error.
@@ -6,6 +6,8 @@
 //! A round asks every server in turn, so that a slow minute of the machine hits all of them;
 //! a figure is the median of the rounds with the range behind it.
 
+mod balancer;
+mod balancer_load;
 mod boot;
 mod dhcp;
 mod dhcp_load;
@@ -22,7 +24,7 @@ use anyhow::{Context, Result, ensure};
 
 use lab::Lab;
 
-const USAGE: &str = "usage: make bench [ARGS=\"[dhcp] [tftp] [http] [dns] [boot] [--rounds N] [--server NAME]... [--case TEXT]...\"]";
+const USAGE: &str = "usage: make bench [ARGS=\"[dhcp] [tftp] [http] [dns] [balancer] [boot] [--rounds N] [--server NAME]... [--case TEXT]...\"]";
 
 /// What of the bench is run.
 pub(crate) struct Plan {
@@ -90,6 +92,9 @@ fn main() -> Result<()> {
     }
     if plan.has("dns") {
         tables.extend(dns::measure(&lab, &plan)?);
+    }
+    if plan.has("balancer") {
+        tables.extend(balancer::measure(&lab, &plan)?);
     }
     if plan.has("boot") {
         tables.extend(boot::measure(&plan)?);
