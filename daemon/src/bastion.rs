@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::http::StatusCode;
 use netboot::attempt::Fact;
+use netboot::cluster::ClusterName;
 use netboot::event::{Event, Outcome};
 use netboot::net::{LinkName, NodeName, Timestamp};
 use netboot::node::NodeRecord;
@@ -16,6 +17,7 @@ use netboot::spec::SiteSpec;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::balancer::command::RequirementsReport;
 use crate::balancer::{Balancer, ListenerStatus};
 use crate::clusters::keyring::Keyring;
 use crate::config::clusters::Change;
@@ -24,6 +26,7 @@ use crate::controller::{Controller, now};
 use crate::dhcp::{self, Dhcp};
 use crate::dns::command::NamesReport;
 use crate::dns::{self, Dns};
+use crate::elsewhere::{self, Elsewhere};
 use crate::failure::FAULTS_SHOWN;
 use crate::host::keeper::Keeper;
 use crate::host::words::{Applied, Last, Plan, Wish};
@@ -57,6 +60,7 @@ pub struct Bastion {
     pub(crate) keeper: Keeper,
     pub(crate) servers: Servers,
     pub(crate) balancer: Balancer,
+    pub(crate) elsewhere: Elsewhere,
     pub(crate) links: watch::Receiver<Arc<Links>>,
     pub(crate) ca_pem: String,
     pub(crate) options: Options,
@@ -95,6 +99,7 @@ impl Bastion {
             site: self.files().clone(),
             conditions: self.health.conditions(),
             balancer: self.balancer.status(),
+            elsewhere: self.elsewhere.findings(),
             ledger_dropped: self.ledger.dropped(),
         };
         let mut status = Status::of(&self.controller.snapshot().load(), around, now());
@@ -144,6 +149,13 @@ impl Bastion {
         )
     }
 
+    /// What the clusters' ports need of whoever takes their connections.
+    #[must_use]
+    pub fn requirements(&self) -> RequirementsReport {
+        let site = self.controller.snapshot().load();
+        RequirementsReport::of(&site, self.settings.balancer, &self.balancer.status())
+    }
+
     /// Checks what machines will meet. One at a time: two would hear each other.
     ///
     /// # Errors
@@ -168,8 +180,10 @@ impl Bastion {
             self.controller.snapshot().load(),
             self.links.borrow().clone(),
         );
+        let trust = |cluster: &ClusterName| elsewhere::trust(&self.keyring, cluster);
         let scene = Scene {
             names: dns::names(&site, &links),
+            elsewhere: elsewhere::questions(&site, &links, trust),
             spec: Arc::clone(site.spec()),
             links,
             ports: self.settings.ports(),

@@ -53,6 +53,9 @@ pub enum Command {
     /// Show the names that follow from the site, also for other servers to serve
     #[command(subcommand)]
     Dns(DnsCommand),
+    /// Show what the clusters' ports need, also for other balancers to take them
+    #[command(subcommand)]
+    Balancer(BalancerCommand),
     /// See and change the bastion's own links, addresses and routes
     #[command(subcommand)]
     Host(HostCommand),
@@ -240,6 +243,19 @@ pub enum DnsCommand {
         /// Write what everybody sees on public links instead
         #[arg(long)]
         outside: bool,
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+/// What can be asked about the clusters' ports.
+#[derive(Debug, Subcommand)]
+pub enum BalancerCommand {
+    /// List each port: where it is taken and from whom, who is behind it now, and how that is checked
+    Requirements {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         socket: Socket,
     },

@@ -25,7 +25,7 @@ use crate::config;
 use crate::controller::now;
 use crate::failure::{Exit, Failure, faulty_site, print};
 use crate::http::words::{Consent, Exported, Problem, Reloaded};
-use crate::show::{balancer_table, json, moment, table, table_text};
+use crate::show::{balancer_table, elsewhere_table, json, moment, table, table_text};
 use crate::simulate::{self, Stand};
 use crate::status::{Membership, NodeDetail, NodeStatus, Progress, Status, Why};
 use crate::store;
@@ -459,6 +459,9 @@ fn status_text(status: &Status) -> String {
     }
     if !status.balancer.is_empty() {
         text += &format!("\n{}", balancer_table(&status.balancer));
+    }
+    if !status.elsewhere.is_empty() {
+        text += &format!("\n{}", elsewhere_table(&status.elsewhere, status.now));
     }
     let (waiting, others): (Vec<_>, Vec<_>) =
         status.nodes.iter().partition(|node| node.needs_person);

@@ -9,6 +9,7 @@ pub mod config;
 pub mod controller;
 pub mod dhcp;
 pub mod dns;
+pub mod elsewhere;
 pub mod failure;
 pub mod handout;
 pub mod handover;

@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser};
 use daemon::cli::{CheckOptions, Cli, Command};
 use daemon::config::check;
 use daemon::failure::{Exit, Failure, print};
-use daemon::{client, clusters, dns, host, image, plan, preflight, serve};
+use daemon::{balancer, client, clusters, dns, host, image, plan, preflight, serve};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -46,6 +46,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cluster(command) => clusters::command::run(command),
         Command::Events(options) => client::events(&options),
         Command::Simulate(options) => client::simulate(&options),
+        Command::Balancer(command) => balancer::command::run(command),
         Command::Dns(command) => dns::command::run(command),
         Command::Host(command) => host::command::run(command),
         Command::Preflight(options) => preflight::preflight(&options),

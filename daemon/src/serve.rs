@@ -29,6 +29,7 @@ use crate::clusters::services;
 use crate::config::{BalancerEngine, Settings};
 use crate::controller::{Controller, NotWritten, now};
 use crate::dhcp::{self};
+use crate::elsewhere::Elsewhere;
 use crate::failure::{Exit, Failure, faulty_site};
 use crate::handover::Inheritance;
 use crate::host::Journal;
@@ -114,6 +115,15 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
     )?;
     let mut tasks = JoinSet::new();
     let balancer = start_balancer(&options, &settings, &controller, &links, &stop, &mut tasks)?;
+    let elsewhere = Elsewhere::default();
+    let following = elsewhere.clone().follow(
+        controller.clone(),
+        links.clone(),
+        Arc::clone(&keyring),
+        health.clone(),
+        stop.clone(),
+    );
+    tasks.spawn(named("the watch over other servers", following));
     let files = SiteFiles {
         directory: options.site.display().to_string(),
         loaded: started,
@@ -128,6 +138,7 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         keyring,
         servers,
         balancer,
+        elsewhere,
         links,
         ca_pem,
         options,
@@ -337,7 +348,7 @@ fn start_balancer(
     );
     let (limits, links, until) = (Limits::default(), links.clone(), stop.clone());
     let balancer = match settings.balancer {
-        BalancerEngine::Off => return Ok(Balancer::default()),
+        BalancerEngine::Off | BalancerEngine::External => return Ok(Balancer::default()),
         BalancerEngine::Haproxy => {
             let (balancer, haproxy) = Haproxy::new(options.state.join("haproxy"), limits);
             let engine = haproxy.run(wanted, links, until);

@@ -5,6 +5,7 @@ use netboot::net::Timestamp;
 use serde::Serialize;
 
 use crate::balancer::ListenerStatus;
+use crate::elsewhere::{Finding, State};
 
 /// One JSON document, as people can read it too.
 pub(crate) fn json(value: &impl Serialize) -> String {
@@ -62,6 +63,31 @@ pub(crate) fn balancer_table(listeners: &[ListenerStatus]) -> String {
                 detail.to_owned(),
             ]);
         }
+    }
+    table_text(&rows)
+}
+
+/// What others must serve; what is wrong comes first.
+pub(crate) fn elsewhere_table(findings: &[Finding], now: Timestamp) -> String {
+    let mut rows = table(&["cluster", "elsewhere", "state", "age", "detail"]);
+    let mut findings: Vec<&Finding> = findings.iter().collect();
+    findings.sort_by_key(|finding| finding.state != State::Wrong);
+    for finding in findings {
+        let state = match finding.state {
+            State::Right => "right",
+            State::Waits => "waits",
+            State::Wrong => "WRONG",
+        };
+        let age = now.millis().saturating_sub(finding.at.millis()) / 1000;
+        let remedy = finding.remedy.as_ref();
+        let remedy = remedy.map_or(String::new(), |remedy| format!("; try: {remedy}"));
+        rows.add_row([
+            finding.cluster.clone(),
+            finding.subject.clone(),
+            state.to_owned(),
+            format!("{age} s"),
+            format!("{}{remedy}", finding.detail),
+        ]);
     }
     table_text(&rows)
 }

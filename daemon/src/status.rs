@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::balancer::ListenerStatus;
 use crate::clusters::status::ClusterSummary;
+use crate::elsewhere::Finding;
 
 /// What the bastion does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,6 +52,9 @@ pub struct Status {
     /// What the balancer takes connections for, and who is behind it.
     #[serde(default)]
     pub balancer: Vec<ListenerStatus>,
+    /// What others must serve in this bastion's place, as it was found last.
+    #[serde(default)]
+    pub elsewhere: Vec<Finding>,
     /// How many machines are in each state.
     pub counts: BTreeMap<String, usize>,
     /// The machines.
@@ -347,6 +351,8 @@ pub struct Surroundings {
     pub conditions: Vec<Condition>,
     /// What the balancer says.
     pub balancer: Vec<ListenerStatus>,
+    /// What was found of other servers.
+    pub elsewhere: Vec<Finding>,
     /// Ledger entries dropped.
     pub ledger_dropped: u64,
 }
@@ -387,6 +393,7 @@ impl Status {
                 .map(|(spec, state)| ClusterSummary::of(site, spec, state, now))
                 .collect(),
             balancer: around.balancer,
+            elsewhere: around.elsewhere,
             counts,
             nodes,
             unlisted: site
@@ -704,6 +711,7 @@ mod tests {
             },
             conditions: health.conditions(),
             balancer: Vec::new(),
+            elsewhere: Vec::new(),
             ledger_dropped: 0,
         };
         Status::of(&Site::default(), around, Timestamp::default())

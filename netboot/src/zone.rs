@@ -48,6 +48,17 @@ pub struct DnsSpec {
     pub public: BTreeSet<LinkName>,
     /// Records besides those that follow from the site, seen inside only.
     pub records: BTreeMap<DomainName, Vec<IpAddr>>,
+    /// Where the clusters' ports are balanced, if not by this bastion.
+    pub balanced: Option<Balanced>,
+}
+
+/// Where a balancer elsewhere takes the clusters' connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balanced {
+    /// Those of machines.
+    pub inside: Vec<Ipv4Addr>,
+    /// Those of everybody else; empty for nowhere.
+    pub outside: Vec<Ipv4Addr>,
 }
 
 impl DnsSpec {
@@ -63,6 +74,7 @@ impl Default for DnsSpec {
             ttl_seconds: Self::TTL_SECONDS,
             public: BTreeSet::new(),
             records: BTreeMap::new(),
+            balanced: None,
         }
     }
 }
@@ -141,7 +153,7 @@ pub struct Record {
 
 impl Names {
     /// What follows from a site. `serial` grows with each change; `inside` is the bastion's address in a network, and
-    /// `outside` are its addresses on public links.
+    /// `outside` are its addresses on public links; neither counts where another balancer takes the connections.
     #[must_use]
     pub fn of(
         site: &Site,
@@ -158,15 +170,23 @@ impl Names {
                 continue;
             };
             let network = spec.network(&cluster.network);
+            let here = || Balanced {
+                inside: network
+                    .and_then(|network| inside(network))
+                    .into_iter()
+                    .collect(),
+                outside: outside.to_vec(),
+            };
+            let balanced = dns.balanced.clone().unwrap_or_else(here);
             let told = tells(site, &cluster.name);
-            let address = network.and_then(|network| inside(network)).filter(|_| told);
+            let seen = |addresses: Vec<Ipv4Addr>, by: bool| match by {
+                true => addresses,
+                false => Vec::new(),
+            };
             let names = ClusterNames {
                 domain,
-                inside: address.into_iter().collect(),
-                outside: match told && cluster.public {
-                    true => outside.to_vec(),
-                    false => Vec::new(),
-                },
+                inside: seen(balanced.inside, told),
+                outside: seen(balanced.outside, told && cluster.public),
                 members: Vec::new(),
             };
             clusters.insert(&cluster.name, (cluster, names));

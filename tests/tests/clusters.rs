@@ -42,13 +42,18 @@ services:
 
 /// A site that has the machines of the example definitions, below `root`.
 fn site(root: &Path) -> PathBuf {
+    site_with(root, "")
+}
+
+/// The same with more keys in its `site.yaml`.
+fn site_with(root: &Path, more: &str) -> PathBuf {
     let site = root.join("given");
     let write = |name: &str, text: &str| {
         let path = site.join(name);
         fs::create_dir_all(path.parent().expect("a directory")).expect("made");
         fs::write(path, text).expect("written");
     };
-    write("site.yaml", SITE);
+    write("site.yaml", &format!("{SITE}{more}"));
     write("machines.yaml", MACHINES);
     for name in ["scos-bootstrap", "scos-master"] {
         let disk = "disk: { path: /dev/disk/by-path/pci-0 }\n";
@@ -71,11 +76,15 @@ fn fixture(name: &str) -> PathBuf {
 
 /// The site with a definition offered, and perhaps one of its own.
 fn judged(own: Option<&str>, offered: &str) -> Result<Loaded, Report> {
+    judged_beside("", own, offered)
+}
+
+fn judged_beside(more: &str, own: Option<&str>, offered: &str) -> Result<Loaded, Report> {
     let (root, state) = (
         tempfile::tempdir().expect("a directory"),
         sample::state(&["vmlinuz", "k3s"]),
     );
-    let site = site(root.path());
+    let site = site_with(root.path(), more);
     if let Some(own) = own {
         fs::create_dir(site.join("clusters")).expect("made");
         fs::write(site.join("clusters/own.yaml"), own).expect("written");
@@ -275,6 +284,89 @@ fn two_clusters_share_no_name_no_machine_and_no_addresses() {
         report.contains("cluster.yaml:1:7: name own is defined in the site too"),
         "{report}"
     );
+}
+
+#[test]
+fn an_address_and_port_that_another_cluster_or_the_bastion_has_is_refused() {
+    let of = |name: &str, network: &str, range: u8| {
+        format!(
+            "name: {name}\ntype: K3S\nversion: v1.32.0+k3s1\nnetwork: {{ network: {network}, podCIDR: 10.{range}.0.0/17, \
+             serviceCIDR: 10.{range}.128.0/17 }}\nnodeGroups:\n  - {{ name: control, role: CONTROL_PLANE, count: 1, \
+             boot: {{ configTemplate: k3s }} }}\n"
+        )
+    };
+    let refused = |more: &str, own: &str, offered: &str| {
+        let judged = judged_beside(more, Some(own), offered);
+        judged
+            .err()
+            .map_or(String::new(), |report| report.to_string())
+    };
+    let (own, beside, apart) = (
+        of("own", "cluster", 100),
+        of("lab", "cluster", 101),
+        of("lab", "other", 101),
+    );
+    let told = refused("", &own, &beside);
+    let sentence = "cluster.yaml:4:10: network lab would listen on port 6443 of this bastion's address in network cluster, \
+                    where cluster own does";
+    assert!(told.contains(sentence), "{told}");
+    // Each has a network of its own, but users would meet both at one address.
+    let told = refused("balancer: { public: [eth0] }\n", &own, &apart);
+    assert!(
+        told.contains("port 6443 of link eth0, where cluster own does"),
+        "{told}"
+    );
+    assert!(
+        told.contains("take eth0 out of `balancer.public`"),
+        "{told}"
+    );
+    let elsewhere = "balancer: { engine: external, addresses: [10.9.9.9] }\n";
+    let told = refused(elsewhere, &own, &apart);
+    assert!(
+        told.contains("port 6443 of 10.9.9.9, where cluster own does"),
+        "{told}"
+    );
+    let told = refused("http: { port: 6443 }\n", "", &beside);
+    assert!(
+        told.contains("where this bastion itself does (http.port)"),
+        "{told}"
+    );
+    // Nobody listens.
+    let told = refused("balancer: { engine: off }\n", &own, &beside);
+    assert!(!told.contains("would listen"), "{told}");
+}
+
+#[test]
+fn a_balancer_on_the_wrong_side_or_without_an_address_is_refused() {
+    for (balancer, problem) in [
+        (
+            "{ public: [eth2] }",
+            "public eth2 is the link of network other",
+        ),
+        ("{ engine: external }", "has no addresses"),
+        (
+            "{ engine: external, addresses: [] }",
+            "addresses has 0 addresses",
+        ),
+        ("{ addresses: [10.9.9.9] }", "is of a balancer elsewhere"),
+        (
+            "{ engine: external, addresses: [10.9.9.9], public: [eth0] }",
+            "is for a balancer of this bastion's",
+        ),
+        (
+            "{ engine: external, addresses: [10.9.9] }",
+            "is not an IPv4 address",
+        ),
+    ] {
+        let more = format!("balancer: {balancer}\n");
+        let report = judged_beside(&more, None, DEFINITION)
+            .expect_err(balancer)
+            .to_string();
+        assert!(
+            report.contains(problem) && report.contains("site.yaml:5:"),
+            "{balancer}:\n{report}"
+        );
+    }
 }
 
 #[test]

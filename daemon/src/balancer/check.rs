@@ -20,11 +20,28 @@ use tracing::{info, warn};
 
 use super::flow::local_header;
 use super::pool::{Health, Target};
+use crate::probe::kube::TrustedCa;
 
 /// Between two looks, however many connections fail.
 const SHORTEST: Duration = Duration::from_millis(200);
 /// Of an answer, the part that is read: its status line is at its beginning.
 const ANSWER: u64 = 1024;
+
+/// Who must answer: a server whose certificate comes from this CA and bears this name.
+#[derive(Clone, Debug)]
+pub struct Known {
+    tls: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+impl Known {
+    /// `None` where no certificate may bear the name.
+    pub(crate) fn new(ca: &TrustedCa, name: &str) -> Option<Self> {
+        let name = ServerName::try_from(name.to_owned()).ok()?;
+        let tls = ca.tls();
+        Some(Self { tls, name })
+    }
+}
 
 /// Good and bad answers in a row, and what they make of a backend.
 #[derive(Debug, Default)]
@@ -57,7 +74,8 @@ pub(super) async fn watch(target: Arc<Target>, check: Check, proxy_protocol: boo
     let interval = Duration::from_millis(u64::from(check.interval)).max(SHORTEST);
     let mut streak = Streak::default();
     loop {
-        let looked = match timeout(interval, look(&target, &check.probe, proxy_protocol)).await {
+        let looked = look(target.address, &check.probe, proxy_protocol, None);
+        let looked = match timeout(interval, looked).await {
             Ok(looked) => looked,
             Err(_) => Err(format!("no answer within {} ms", interval.as_millis())),
         };
@@ -83,9 +101,13 @@ pub(super) async fn watch(target: Arc<Target>, check: Check, proxy_protocol: boo
     }
 }
 
-/// One look: what was seen, good or bad.
-async fn look(target: &Target, probe: &Probe, proxy_protocol: bool) -> Result<String, String> {
-    let address = target.address;
+/// One look: what was seen, good or bad. Where it must be somebody known, it is.
+pub(crate) async fn look(
+    address: SocketAddrV4,
+    probe: &Probe,
+    proxy_protocol: bool,
+    known: Option<&Known>,
+) -> Result<String, String> {
     let said = |error: std::io::Error| format!("{address}: {error}");
     let mut stream = TcpStream::connect(address).await.map_err(said)?;
     if proxy_protocol {
@@ -93,14 +115,24 @@ async fn look(target: &Target, probe: &Probe, proxy_protocol: bool) -> Result<St
     }
     match probe {
         Probe::Tcp => Ok(format!("{address} takes connections")),
-        Probe::HttpsReadyz { path } => readyz(stream, address, path).await,
+        Probe::HttpsReadyz { path } => readyz(stream, address, path, known).await,
     }
 }
 
-async fn readyz(stream: TcpStream, address: SocketAddrV4, path: &str) -> Result<String, String> {
+async fn readyz(
+    stream: TcpStream,
+    address: SocketAddrV4,
+    path: &str,
+    known: Option<&Known>,
+) -> Result<String, String> {
     let said = |error: std::io::Error| format!("{address}: {error}");
-    let config = connector().map_err(|error| error.to_string())?;
-    let name = ServerName::IpAddress((*address.ip()).into());
+    let (config, name) = match known {
+        Some(Known { tls, name }) => (TlsConnector::from(Arc::clone(tls)), name.clone()),
+        None => (
+            connector().map_err(|error| error.to_string())?,
+            ServerName::IpAddress((*address.ip()).into()),
+        ),
+    };
     let mut stream = config.connect(name, stream).await.map_err(said)?;
     let question = format!(
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: reveille\r\nConnection: close\r\n\r\n"

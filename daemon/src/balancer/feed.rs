@@ -61,28 +61,39 @@ pub async fn follow(
 /// that two clusters want.
 #[must_use]
 pub fn wanted(site: &Site, links: &Links, public: &[LinkName]) -> (Vec<Listener>, Vec<Taken>) {
-    let of_cluster = |(spec, state): (&Arc<ClusterSpec>, &Arc<ClusterState>)| {
-        let ports = spec
-            .platform
-            .parse::<Platform>()
-            .map_or(Vec::new(), Platform::ports);
-        let members: Vec<Member> = members(site.spec(), spec, state);
-        let holds = |fact: &str, node: Option<&NodeName>| {
-            fact.parse().is_ok_and(|fact| state.knows(&fact, node))
-        };
-        let endpoints = endpoints(spec.name.as_str(), &ports, &members, &holds);
-        (endpoints, ground(site.spec(), spec, links, public))
-    };
     let started = |(spec, state): &(&Arc<ClusterSpec>, &Arc<ClusterState>)| {
         state.does(ServiceKind::LoadBalancer, spec)
     };
-    let clusters = site.clusters().filter(started).map(of_cluster);
-    let clusters: Vec<(Vec<Endpoint>, Ground)> = clusters.collect();
+    let clusters: Vec<(Vec<Endpoint>, Ground)> = site
+        .clusters()
+        .filter(started)
+        .map(|(spec, state)| {
+            let ground = ground(site.spec(), spec, links, public);
+            (of_cluster(site.spec(), spec, state), ground)
+        })
+        .collect();
     placed(
         clusters
             .iter()
             .map(|(endpoints, ground)| (endpoints.as_slice(), ground)),
     )
+}
+
+/// A cluster's ports, and who is behind each by what was seen.
+pub(crate) fn of_cluster(
+    site: &SiteSpec,
+    spec: &ClusterSpec,
+    state: &ClusterState,
+) -> Vec<Endpoint> {
+    let ports = spec
+        .platform
+        .parse::<Platform>()
+        .map_or(Vec::new(), Platform::ports);
+    let members: Vec<Member> = members(site, spec, state);
+    let holds = |fact: &str, node: Option<&NodeName>| {
+        fact.parse().is_ok_and(|fact| state.knows(&fact, node))
+    };
+    endpoints(spec.name.as_str(), &ports, &members, &holds)
 }
 
 fn members(site: &SiteSpec, spec: &ClusterSpec, state: &ClusterState) -> Vec<Member> {

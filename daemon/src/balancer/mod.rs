@@ -9,7 +9,8 @@
 //! the same socket, so no connection notices; a backend that left finishes what it has, for as long as the limits say.
 //! Listening sockets are left with the service manager, so a restart refuses nobody.
 
-mod check;
+pub(crate) mod check;
+pub mod command;
 pub mod feed;
 mod flow;
 pub mod haproxy;

@@ -39,8 +39,14 @@ pub(super) fn judge(given: &Given<file::Dns>, networks: &[Network], faults: &Fau
         },
         forward: list(faults, "forward", forward, server),
         ttl_seconds: ttl_seconds(ttl, faults),
-        public: links(public, networks, faults),
+        public: links_without_machines(
+            public,
+            networks,
+            "name a link on which no machine boots; machines see every name without it",
+            faults,
+        ),
         records: addresses(records, faults),
+        balanced: None,
     };
     if let Some((place, _)) = forward.good()
         && spec.forward.len() > FORWARD_MAX
@@ -87,9 +93,11 @@ fn ttl_seconds(given: &Given<String>, faults: &Faults) -> u32 {
         })
 }
 
-fn links(
+/// The links of `public`, which is where nobody boots.
+pub(super) fn links_without_machines(
     given: &Given<Vec<Given<String>>>,
     networks: &[Network],
+    remedy: &str,
     faults: &Faults,
 ) -> BTreeSet<LinkName> {
     let mut links = BTreeSet::new();
@@ -103,8 +111,6 @@ fn links(
         let served = |network: &&Network| network.link == link && network.mode != Mode::Off;
         if let Some(network) = networks.iter().find(served) {
             let problem = format!("is the link of network {}", network.name);
-            let remedy =
-                "name a link on which no machine boots; machines see every name without it";
             faults.add(place, "public", link.as_str(), problem, remedy);
         }
         links.insert(link);

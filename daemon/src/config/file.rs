@@ -256,6 +256,14 @@ pub(super) struct Balancer {
     /// Links on which the public ports are taken too, besides those of the clusters' networks; none unless given.
     #[serde(default)]
     pub(super) public: Given<Vec<Given<String>>>,
+    /// With `engine: external`: where the other balancer takes machines' connections. `api`, `api-int` and `*.apps` of
+    /// the clusters lead there.
+    #[serde(default)]
+    pub(super) addresses: Given<Vec<Given<String>>>,
+    /// With `engine: external`: where it takes those of users, under `api` and `*.apps` as the outside sees them; none
+    /// unless given.
+    #[serde(default)]
+    pub(super) public_addresses: Given<Vec<Given<String>>>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
@@ -265,6 +273,8 @@ pub(super) enum BalancerEngine {
     Embedded,
     /// A HAProxy that the daemon configures, in the unit `reveille-haproxy`.
     Haproxy,
+    /// Another one, elsewhere: what must be true of it is listed, and looked at all the time.
+    External,
     /// Nobody here.
     Off,
 }

@@ -10,6 +10,7 @@
 //! Reads the site directory, the applied definitions and the depot's listing, and writes nothing. A part that is faulty is left out
 //! where its neighbours are compared, so that one slip is one fault.
 
+mod balancer;
 mod build;
 pub mod check;
 pub mod clusters;
@@ -97,6 +98,8 @@ pub enum BalancerEngine {
     Embedded,
     /// A HAProxy that the daemon configures.
     Haproxy,
+    /// One elsewhere, which is looked after.
+    External,
     /// Nobody here.
     Off,
 }
@@ -222,6 +225,7 @@ fn gather(root: &Path, state: &Path, change: &Change, faults: &Faults) -> Option
         profiles: &names,
     };
     let clusters = clusters::read(&mut source, state, change, &beside, faults);
+    balancer::no_port_twice(&site, &clusters, faults);
     source.strays();
     let SiteFile {
         settings,

@@ -3,18 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use netboot::net::{Destination, LinkName, Malformed, NetworkName};
+use netboot::net::{Destination, Malformed, NetworkName};
 use netboot::spec::{AdmissionPolicy, Mode, Network};
 use netboot::zone::DnsSpec;
 
-use super::dns;
 use super::fault::{Faults, Place};
 use super::file;
 use super::host::{self, HostFile};
 use super::judge::{address, list, loaders, missing, need, parse, seconds};
+use super::{balancer, dns};
 
 use super::read::{Given, Table};
-use super::{BalancerEngine, Settings, TftpEngine};
+use super::{Settings, TftpEngine};
 
 const LEASE_SECONDS_MIN: u32 = 120;
 const LEASE_SECONDS_MAX: u32 = 365 * 86_400;
@@ -87,9 +87,6 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
         control.value(),
         faults,
     );
-    if let Some(balancer) = balancer.value() {
-        (site.settings.balancer, site.settings.public_links) = balancing(balancer, faults);
-    }
     site.admission = match admission.value() {
         Some(file::Admission::Manual) => AdmissionPolicy::Manual,
         Some(file::Admission::Listed) | None => AdmissionPolicy::Listed,
@@ -119,6 +116,7 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
         }
     }
     site.dns = dns::judge(&dns, &site.networks, faults);
+    balancer::judge(&balancer, &mut site, faults);
     let ntp = ntp.value().and_then(|ntp| ntp.serve.value());
     site.serve_time = ntp.copied().unwrap_or(false);
     site.host = host::judge(links, host_given, &site, faults);
@@ -211,15 +209,6 @@ fn loopback(given: &Given<String>, faults: &Faults) -> Option<SocketAddr> {
         faults.add(place, "listen", text, problem, "write 127.0.0.1:8067");
     }
     address
-}
-
-fn balancing(balancer: &file::Balancer, faults: &Faults) -> (BalancerEngine, Vec<LinkName>) {
-    let engine = match balancer.engine.value() {
-        Some(file::BalancerEngine::Off) => BalancerEngine::Off,
-        Some(file::BalancerEngine::Haproxy) => BalancerEngine::Haproxy,
-        Some(file::BalancerEngine::Embedded) | None => BalancerEngine::Embedded,
-    };
-    (engine, list(faults, "public", &balancer.public, parse))
 }
 
 fn group(key: &str, given: &Given<String>, faults: &Faults) -> Option<String> {

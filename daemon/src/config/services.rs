@@ -125,12 +125,17 @@ impl Served<'_> {
     fn not_here(self, kind: ServiceKind) -> Option<(&'static str, &'static str)> {
         let network = self.network.map(|network| network.mode);
         match kind {
-            ServiceKind::LoadBalancer if self.site.settings.balancer == BalancerEngine::Off => {
-                Some((
+            ServiceKind::LoadBalancer => match self.site.settings.balancer {
+                BalancerEngine::Embedded | BalancerEngine::Haproxy => None,
+                BalancerEngine::Off => Some((
                     "is not done here: `balancer.engine` of site.yaml is off",
                     "write external or off, or let the site's balancer run",
-                ))
-            }
+                )),
+                BalancerEngine::External => Some((
+                    "is not done here: `balancer.engine` of site.yaml is external",
+                    "write external, or let the site's balancer run",
+                )),
+            },
             ServiceKind::Dns if self.site.dns.mode != DnsMode::Serve => Some((
                 "is not done here: `dns.mode` of site.yaml is not serve",
                 "write external or off, or `dns: { mode: serve }` in site.yaml",
@@ -143,10 +148,7 @@ impl Served<'_> {
                 "is not done here: others bring it",
                 "write external, with `address: HOST:PORT` or `url: http://…` to have it looked at",
             )),
-            ServiceKind::LoadBalancer
-            | ServiceKind::Dns
-            | ServiceKind::Dhcp
-            | ServiceKind::PxeBoot => None,
+            ServiceKind::Dns | ServiceKind::Dhcp | ServiceKind::PxeBoot => None,
         }
     }
 

@@ -296,7 +296,10 @@ impl Server {
             return Some(Err(Refusal::NotItsTurn));
         };
         let peers = member::peers(site, place);
-        let server = *asked.origin.local.ip();
+        // Where its API is balanced: certificates bear that address besides the name.
+        let elsewhere = site.spec().dns().balanced.as_ref();
+        let elsewhere = elsewhere.and_then(|balanced| balanced.inside.first().copied());
+        let server = elsewhere.unwrap_or(*asked.origin.local.ip());
         let membership = member::membership(spec, place, &release.node, server, &peers)?;
         let written = keys
             .secrets

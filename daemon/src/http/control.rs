@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::words::{Consent, Exported, Problem, Reloaded};
 use super::{clusters, events};
+use crate::balancer::command::RequirementsReport;
 use crate::bastion::Bastion;
 use crate::controller::now;
 use crate::dns::command::NamesReport;
@@ -96,6 +97,7 @@ pub fn api(bastion: Arc<Bastion>) -> Router {
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/plan", get(plan).post(plan_of))
         .route("/api/v1/dns", get(names))
+        .route("/api/v1/balancer", get(requirements))
         .route("/api/v1/host", get(host))
         .route("/api/v1/host/plan", get(host_plan))
         .route("/api/v1/host/apply", post(host_apply))
@@ -452,6 +454,10 @@ async fn plan_of(
 
 async fn names(_: Reader, State(bastion): Shared) -> Json<NamesReport> {
     Json(bastion.names())
+}
+
+async fn requirements(_: Reader, State(bastion): Shared) -> Json<RequirementsReport> {
+    Json(bastion.requirements())
 }
 
 async fn host(_: Reader, State(bastion): Shared) -> Result<Json<HostReport>, Problem> {

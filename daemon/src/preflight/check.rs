@@ -24,6 +24,8 @@ pub enum Id {
     DnsRecords,
     /// Names that nobody gave have no address.
     DnsWildcard,
+    /// What another DNS server or balancer must have of the clusters is there.
+    Elsewhere,
     /// The bastion's clock and the NTP servers' agree.
     NtpOffset,
     /// The ports that are served are ours or free.
@@ -49,6 +51,7 @@ impl Id {
             Self::PathMtu => "path-mtu",
             Self::DnsRecords => "dns-records",
             Self::DnsWildcard => "dns-wildcard",
+            Self::Elsewhere => "elsewhere",
             Self::NtpOffset => "ntp-offset",
             Self::Ports => "ports",
             Self::DiskSpace => "disk-space",

@@ -6,6 +6,7 @@
 //! ```text
 //!   Scene --> segment  frames on each link: rogue-dhcp, duplicate-address, vlan-carries-frames, gateway, path-mtu
 //!         |-> names    questions to DNS servers: dns-records, dns-wildcard
+//!         |-> elsewhere  names and ports of clusters that others serve: elsewhere
 //!         |-> clock    questions to NTP servers: ntp-offset
 //!         |-> host     the kernel's links, compared with the site's: host-links
 //!         |-> ports    the kernel's sockets: ports
@@ -20,7 +21,7 @@ mod clock;
 mod frames;
 mod host;
 mod local;
-mod names;
+pub(crate) mod names;
 mod path;
 mod ports;
 mod segment;
@@ -37,6 +38,7 @@ use netboot::zone::Names;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+use crate::elsewhere::{self, Finding, Question, State};
 use crate::http::Ports;
 use crate::link::Links;
 
@@ -78,6 +80,8 @@ pub struct Scene {
     pub ports: Ports,
     /// The state directory.
     pub state: PathBuf,
+    /// What must be so elsewhere.
+    pub elsewhere: Vec<Question>,
     /// The time by the bastion's clock.
     pub at: Timestamp,
 }
@@ -106,6 +110,8 @@ pub async fn run(scene: Scene, verified: Arc<Verified>, told: impl Fn(&Check)) -
         let name = format!("server {server}");
         hands.spawn(bounded(Id::NtpOffset, name, clock::check(server)));
     }
+    let others = "other servers".to_owned();
+    hands.spawn(bounded(Id::Elsewhere, others, elsewhere(scene.clone())));
     let here = || "this host".to_owned();
     let shared = || Arc::clone(&scene);
     hands.spawn(bounded(Id::HostLinks, here(), host::check(shared())));
@@ -129,6 +135,34 @@ pub async fn run(scene: Scene, verified: Arc<Verified>, told: impl Fn(&Check)) -
     }
     checks.sort_by(|one, other| (one.id, &one.subject).cmp(&(other.id, &other.subject)));
     Report { checks }
+}
+
+/// What others serve in the bastion's place.
+async fn elsewhere(scene: Arc<Scene>) -> Vec<Check> {
+    let found = elsewhere::look(scene.elsewhere.clone(), scene.at).await;
+    found.into_iter().map(judged).collect()
+}
+
+fn judged(finding: Finding) -> Check {
+    let Finding {
+        cluster,
+        subject,
+        state,
+        detail,
+        remedy,
+        at: _,
+    } = finding;
+    let (id, subject) = (Id::Elsewhere, format!("{cluster}: {subject}"));
+    match state {
+        State::Right => Check::pass(id, subject, detail),
+        State::Waits => Check::warn(
+            id,
+            subject,
+            detail,
+            "ask again once its machines are up; `reveille status` looks every 30 s",
+        ),
+        State::Wrong => Check::fail(id, subject, detail, remedy.unwrap_or_default()),
+    }
 }
 
 /// A hand, or the word that it took too long.

@@ -57,7 +57,7 @@ struct Wanted {
 
 /// What a server answered to one question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Answer {
+pub(crate) enum Answer {
     /// These records, of the wanted type.
     Records(Vec<RData>),
     /// There is no such name, or none with such a record.
@@ -388,7 +388,7 @@ pub(crate) async fn addresses_of(server: Ipv4Addr, name: &str) -> Result<Vec<Ipv
 }
 
 /// Asks a server one question.
-async fn ask(server: Ipv4Addr, name: Name, kind: RecordType) -> Result<Answer, String> {
+pub(crate) async fn ask(server: Ipv4Addr, name: Name, kind: RecordType) -> Result<Answer, String> {
     let mut last = None;
     for _ in 0..TRIES {
         match timeout(ANSWER_TIME, ask_once(server, &name, kind)).await {

@@ -17,7 +17,7 @@ use crate::controller::now;
 use crate::failure::{Exit, Failure, faulty_site, print};
 use crate::places::SITE;
 use crate::show::{json, table, table_text};
-use crate::{dns, link};
+use crate::{dns, elsewhere, link};
 
 /// `reveille preflight`
 ///
@@ -66,8 +66,11 @@ fn gather(options: &PreflightOptions, progress: &ProgressBar) -> Result<Report, 
             Failure::of(Exit::Failed, "reading the host's links", error.as_ref())
         })?;
         let (spec, links) = (Arc::new(spec), links.borrow().clone());
+        let site = Site::new(Arc::clone(&spec));
         let scene = Scene {
-            names: dns::names(&Site::new(Arc::clone(&spec)), &links),
+            names: dns::names(&site, &links),
+            // Without the daemon nobody has the clusters' keys.
+            elsewhere: elsewhere::questions(&site, &links, |_| None),
             spec,
             links,
             ports: settings.ports(),

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ignition::secret::Secret;
-use kube::config::Kubeconfig;
+use kube::config::{Cluster, Context, Kubeconfig};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -67,6 +67,20 @@ impl TrustedCa {
         let config = builder.with_root_certificates(roots(pem)?);
         Ok(Self(Arc::new(config.with_no_client_auth())))
     }
+
+    /// The CA of the cluster that a kubeconfig opens.
+    ///
+    /// # Errors
+    /// [`AccessFault`], for what isn't what it should be.
+    pub fn from_kubeconfig(text: &Secret<Vec<u8>>) -> Result<Self, AccessFault> {
+        let config = read(text)?;
+        Self::from_pem(&authority(current(&config)?.0)?)
+    }
+
+    /// How a connection to it begins.
+    pub(crate) fn tls(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0)
+    }
 }
 
 impl KubeAccess {
@@ -107,26 +121,13 @@ impl KubeAccess {
         addresses: &[SocketAddr],
     ) -> Result<Self, AccessFault> {
         let wrong = AccessFault::Kubeconfig;
-        let text = str::from_utf8(text.expose()).map_err(|_| wrong("is not text"))?;
-        // The parser's own words show the line, which may be the key's.
-        let config = Kubeconfig::from_yaml(text).map_err(|_| wrong("is not YAML of its kind"))?;
-        let wanted = config.current_context.as_deref().unwrap_or_default();
-        let named = config
-            .contexts
-            .iter()
-            .find(|context| context.name == wanted);
-        let context = named.and_then(|named| named.context.as_ref());
-        let context = context.ok_or_else(|| wrong("has no current context"))?;
-        let cluster = config.clusters.iter();
-        let cluster = cluster.filter(|cluster| cluster.name == context.cluster);
-        let cluster = cluster.filter_map(|named| named.cluster.as_ref()).next();
-        let cluster = cluster.ok_or_else(|| wrong("lacks its context's cluster"))?;
+        let config = read(text)?;
+        let (cluster, context) = current(&config)?;
         let user = config.auth_infos.iter();
         let user = user.filter(|user| Some(&user.name) == context.user.as_ref());
         let user = user.filter_map(|named| named.auth_info.as_ref()).next();
         let user = user.ok_or_else(|| wrong("lacks its context's user"))?;
-        let ca = cluster.certificate_authority_data.as_deref();
-        let ca = decoded(ca).ok_or_else(|| wrong("embeds no CA (certificate-authority-data)"))?;
+        let ca = authority(cluster)?;
         let certificate = decoded(user.client_certificate_data.as_deref());
         let certificate = certificate
             .ok_or_else(|| wrong("embeds no certificate of a user (client-certificate-data)"))?;
@@ -151,6 +152,37 @@ impl KubeAccess {
             tls: Arc::clone(&self.tls),
         }
     }
+}
+
+fn read(text: &Secret<Vec<u8>>) -> Result<Kubeconfig, AccessFault> {
+    let wrong = AccessFault::Kubeconfig;
+    let text = str::from_utf8(text.expose()).map_err(|_| wrong("is not text"))?;
+    // The parser's own words show the line, which may be the key's.
+    Kubeconfig::from_yaml(text).map_err(|_| wrong("is not YAML of its kind"))
+}
+
+/// The cluster that is meant unless another is asked for.
+fn current(config: &Kubeconfig) -> Result<(&Cluster, &Context), AccessFault> {
+    let wrong = AccessFault::Kubeconfig;
+    let wanted = config.current_context.as_deref().unwrap_or_default();
+    let named = config
+        .contexts
+        .iter()
+        .find(|context| context.name == wanted);
+    let context = named.and_then(|named| named.context.as_ref());
+    let context = context.ok_or_else(|| wrong("has no current context"))?;
+    let cluster = config.clusters.iter();
+    let cluster = cluster.filter(|cluster| cluster.name == context.cluster);
+    let cluster = cluster.filter_map(|named| named.cluster.as_ref()).next();
+    let cluster = cluster.ok_or_else(|| wrong("lacks its context's cluster"))?;
+    Ok((cluster, context))
+}
+
+fn authority(cluster: &Cluster) -> Result<Vec<u8>, AccessFault> {
+    let embedded = decoded(cluster.certificate_authority_data.as_deref());
+    embedded.ok_or(AccessFault::Kubeconfig(
+        "embeds no CA (certificate-authority-data)",
+    ))
 }
 
 fn decoded(text: Option<&str>) -> Option<Vec<u8>> {
