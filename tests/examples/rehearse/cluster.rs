@@ -1,12 +1,14 @@
 //! A fake of what runs on OKD's machines once they are up: the API, the two machine-config servers and the routers. It says what
 //! the story makes it say, and listens in the bastion's namespace, where the machines' own ports lead (`tests/sites/okd`).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use ignition::platform::okd::File;
 use serde_json::{Value, json};
 use tests::kube_fake::{Answer, Answers, Authority, Fake, Serving};
 use tests::lab::Lab;
-use tests::okd::undo;
+use tests::okd::authority;
 
 use crate::okd::{FQDN, MASTERS, PRIVATE};
 
@@ -24,7 +26,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// One whose authority is of the set in a directory. Its control planes can fetch their config, and nothing else is up.
     pub(crate) fn of(lab: &Lab, set: &Path) -> Self {
-        let authority = authority(set);
+        let bootstrap = std::fs::read_to_string(set.join(File::Bootstrap.path())).expect("read");
+        let authority = authority(&BTreeMap::from([(File::Bootstrap, bootstrap)]));
         let [api, early, machine_config, routers] = [(); 4].map(|()| Answers::default());
         let config = json!({
             "ignition": { "version": "3.2.0" },
@@ -111,21 +114,6 @@ impl Cluster {
         let list = json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items });
         self.object(path, &list);
     }
-}
-
-/// The authority that the bootstrap machine's config holds.
-fn authority(set: &Path) -> Authority {
-    let text = std::fs::read_to_string(set.join("bootstrap.ign")).expect("read");
-    let config: Value = serde_json::from_str(&text).expect("JSON");
-    let file = |path: &str| {
-        let mut files = config["storage"]["files"].as_array().expect("files").iter();
-        let file = files.find(|file| file["path"] == path).expect(path);
-        undo(file["contents"]["source"].as_str().expect("a source"))
-    };
-    Authority::of(
-        &file("/opt/openshift/tls/root-ca.crt"),
-        &file("/opt/openshift/tls/root-ca.key"),
-    )
 }
 
 fn says(text: impl Into<String>) -> Answer {

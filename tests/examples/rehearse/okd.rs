@@ -127,8 +127,13 @@ fn phases(bastion: &Bastion<'_>, cluster: &Cluster, bootstrap: Machine) {
     show(bastion, &STATUS);
 
     cluster.operators_settle();
+    wait(bastion, "settled operators", |status| {
+        status["phases"].to_string().contains("settled for")
+    });
+    println!("The version is available, and all operators have settled; that must last.\n");
+    show(bastion, &STATUS);
     reaches(bastion, "ready");
-    println!("The version is available, and all operators have settled.\n");
+    println!("It did.\n");
     show(bastion, &STATUS);
 }
 
