@@ -24,6 +24,7 @@ use netboot::net::{NodeName, Timestamp};
 use netboot::site::Site;
 use netboot::zone::{DnsMode, DomainName, Names};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -46,6 +47,8 @@ const PERIOD: Duration = Duration::from_secs(30);
 const FIRST: Duration = Duration::from_secs(2);
 /// Of one look at one port.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// A balancer that has nobody to give a connection to closes it sooner.
+const AT_ONCE_TIME: Duration = Duration::from_millis(300);
 /// Looks under way at once.
 const AT_ONCE: usize = 32;
 /// What conditions about others begin with.
@@ -357,8 +360,21 @@ async fn answer(server: Ipv4Addr, name: &DomainName) -> Result<BTreeSet<Ipv4Addr
 
 /// What a balancer gives whoever connects to it.
 async fn through(endpoint: &Endpoint, at: SocketAddrV4, known: Option<&Known>) -> Said {
-    let probe = &endpoint.port.check.probe;
-    bounded(check::look(at, probe, false, known)).await
+    match &endpoint.port.check.probe {
+        Probe::Tcp => bounded(stays_open(at)).await,
+        probe @ Probe::HttpsReadyz { .. } => bounded(check::look(at, probe, false, known)).await,
+    }
+}
+
+/// A connection that is not closed before the client has spoken.
+async fn stays_open(at: SocketAddrV4) -> Said {
+    let said = |error: std::io::Error| format!("{at}: {error}");
+    let mut stream = TcpStream::connect(at).await.map_err(said)?;
+    match timeout(AT_ONCE_TIME, stream.read(&mut [0])).await {
+        Ok(Ok(0)) => Err(format!("{at} closes connections at once")),
+        Ok(Err(error)) => Err(said(error)),
+        Ok(Ok(_)) | Err(_) => Ok(format!("{at} takes connections")),
+    }
 }
 
 /// What the machines behind a port say themselves.
@@ -478,6 +494,28 @@ mod tests {
         assert_eq!(judged(true, &[false]), State::Waits);
         assert_eq!(judged(false, &[false, true]), State::Wrong);
         assert_eq!(judged(true, &[false, true]), State::Right);
+    }
+
+    #[tokio::test]
+    async fn a_balancer_that_has_nobody_to_give_a_connection_to_is_no_answer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a free port");
+        let std::net::SocketAddr::V4(at) = listener.local_addr().expect("an address") else {
+            panic!("bound to an IPv4 address");
+        };
+        // The kernel completes the handshake, and nobody closes.
+        assert!(stays_open(at).await.is_ok());
+        let closing = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                drop(stream);
+            }
+        });
+        let said = stays_open(at).await;
+        assert!(
+            said.as_ref().is_err_and(|why| why.contains("at once")),
+            "{said:?}"
+        );
+        closing.abort();
     }
 
     #[test]

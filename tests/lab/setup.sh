@@ -79,6 +79,8 @@ images() {
     cp "$cache"/kernel/boot/vmlinuz-* "$cache/vmlinuz"
   fi
   [ -d "$cache/ignition" ] || unpack ignition "$cache/ignition"
+  # Installed it would take the place of whatever keeps this machine's clock.
+  [ -d "$cache/chrony" ] || unpack chrony "$cache/chrony"
   base_image "$cache/base.img"
   ignition_image "$cache/ignition.img"
   bastion_image "$cache/bastion.img"

@@ -7,6 +7,7 @@
 //!
 //! dnsmasq is the server that the site forwards to: it knows `example.org`, whose names the tests can count on.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -177,6 +178,63 @@ fn every_record_of_the_site_is_answered_to_machines_in_both_directions() {
     // This host's own questions come by loopback.
     let here = dig(&world.lab.netns, &[INSIDE, "+short", "-x", "10.107.0.12"]);
     assert_eq!(here, "node-2.lab.example.");
+}
+
+#[test]
+fn each_side_is_told_every_record_of_its_own_and_none_of_the_other_s() {
+    let world = World::new("203.0.113.53");
+    for (name, text) in [
+        (
+            "machines.yaml",
+            &*format!(
+                "{MACHINES}  - {{ name: head-1, mac: 52:54:00:aa:00:03, address: 10.107.0.13 }}\n"
+            ),
+        ),
+        (
+            "profiles/k3s.yaml",
+            "kernel: vmlinuz\nartifacts: { k3s: vmlinuz }\nconfig: { format: cloud-init }\n",
+        ),
+        (
+            "clusters/okd.yaml",
+            "name: okd\ntype: K3S\nversion: v1.32.0+k3s1\nnodeGroups:\n  - { name: heads, role: CONTROL_PLANE, count: 1, \
+             boot: { configTemplate: k3s } }\n",
+        ),
+    ] {
+        let path = world.lab.path("made").join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, text).expect("a site file");
+    }
+    let bastion = world.bastion();
+    let listed: Value =
+        serde_json::from_str(&bastion.client(&["dns", "records", "--json"])).unwrap();
+    let mut sides: [BTreeMap<_, BTreeSet<String>>; 2] = Default::default();
+    for record in listed["records"].as_array().expect("a list") {
+        let word = |key: &str| record[key].as_str().expect("a text").to_owned();
+        let asked = (word("name").replace("*.", "shop."), word("type"));
+        let side = usize::from(word("side") == "outside");
+        sides[side].entry(asked).or_default().insert(word("data"));
+    }
+    let names = |side: usize| -> Vec<&str> {
+        let of_cluster = |name: &&str| name.contains("okd.lab.example");
+        let names = sides[side].keys().filter(|(_, kind)| kind == "A");
+        names.map(|(name, _)| &**name).filter(of_cluster).collect()
+    };
+    let [api, int, apps, head, ns] = ["api", "api-int", "shop.apps", "head-1", "ns"]
+        .map(|host| format!("{host}.okd.lab.example."));
+    assert_eq!(names(0), [&*int, &api, &head, &ns, &apps]);
+    assert_eq!(names(1), [&*api, &ns, &apps]);
+    let all: BTreeSet<_> = sides.iter().flat_map(BTreeMap::keys).collect();
+    for (side, client, server) in [(0, &world.machine, INSIDE), (1, &world.outside, OUTSIDE)] {
+        for asked in &all {
+            let (name, kind) = asked;
+            let wanted = sides[side].get(*asked).cloned().unwrap_or_default();
+            for program in ["dig", "kdig"] {
+                let said = client.output(program, &[server, "+short", name, kind]);
+                let said: BTreeSet<String> = said.lines().map(str::to_owned).collect();
+                assert_eq!(said, wanted, "{program} {server} {name} {kind}");
+            }
+        }
+    }
 }
 
 #[test]

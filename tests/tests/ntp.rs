@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netboot::ntp::{Clock, Leap, answer};
 use tests::bastion::Bastion;
-use tests::lab::{BASTION, Lab, until};
+use tests::lab::{BASTION, Lab, asset, until};
 use tests::netns::Netns;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -114,5 +114,16 @@ fn a_real_client_takes_the_time_of_a_synchronised_clock_and_no_other() {
         let said = machine.try_output("ntpdig", &["-t", "2", "10.107.0.1"]);
         let taken = said.as_ref().is_ok_and(|said| said.contains("+/-"));
         assert_eq!(taken, synchronised, "ntpdig: {said:?}");
+        // It only says how wrong the clock is; nobody sets it.
+        let chronyd = asset("chrony").join("usr/sbin/chronyd");
+        let chronyd = chronyd.to_str().expect("paths are text");
+        let words = ["-u", "root", "-Q", "-t", "12", "server 10.107.0.1 iburst"];
+        let said = machine.try_output(chronyd, &words);
+        assert_eq!(said.is_ok(), synchronised, "chronyd: {said:?}");
+        let refused = said.err().unwrap_or_default();
+        assert!(
+            synchronised || refused.contains("No suitable source"),
+            "{refused}"
+        );
     }
 }
