@@ -176,7 +176,12 @@ impl Round {
         if let Some(machines) = &keys.machines {
             let wanted = looks::machines(&self.site, &self.spec, &self.state);
             let witnesses = talos::look(machines, &wanted).await;
-            self.tell(talos::facts(&witnesses)).await;
+            let mut facts = talos::facts(&witnesses);
+            // Until all machines are up it would be the health of some of them, and what was learned once is kept.
+            if self.state.record.stage < Stage::Addon {
+                facts.retain(|seen| seen.key.fact.as_str() != "healthy");
+            }
+            self.tell(facts).await;
             self.bootstrap(machines).await;
         }
         let ca = match &keys.secrets {
