@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ignition::platform::{Platform, Secrets, okd, talos};
 use ignition::secret::Secret;
@@ -27,6 +27,9 @@ use crate::vault::{KUBECONFIG, TALOSCONFIG, Vault};
 pub struct Keyring {
     vault: Arc<Vault>,
     open: Mutex<BTreeMap<ClusterName, Arc<Keys>>>,
+    /// Held from looking into the vault until what is there is in use, so that secrets which are being made never replace
+    /// those that a person imports meanwhile.
+    changing: Mutex<()>,
 }
 
 /// What opens one cluster.
@@ -51,6 +54,7 @@ impl Keyring {
         Self {
             vault,
             open: Mutex::default(),
+            changing: Mutex::default(),
         }
     }
 
@@ -81,6 +85,10 @@ impl Keyring {
         planes: &[Ipv4Addr],
         now: Timestamp,
     ) -> Result<Arc<Keys>, NoKeys> {
+        if let Some(keys) = self.keys(&spec.name) {
+            return Ok(keys);
+        }
+        let _one_at_a_time = self.changing();
         if let Some(keys) = self.keys(&spec.name) {
             return Ok(keys);
         }
@@ -137,6 +145,7 @@ impl Keyring {
             }
             Secrets::K3s(_) => format!("the secrets of {} are kept", spec.name),
         };
+        let _one_at_a_time = self.changing();
         self.vault
             .put(&spec.name, platform.word(), &secrets.seal())
             .map_err(|error| said("keeping its secrets", &error))?;
@@ -211,7 +220,12 @@ impl Keyring {
         put.map_err(|error| said("keeping what administers it", &error))
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<ClusterName, Arc<Keys>>> {
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        // It guards the vault, whose writes are whole or not at all.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<ClusterName, Arc<Keys>>> {
         // Each write is one assignment, so what a panicking holder left is whole.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
