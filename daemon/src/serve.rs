@@ -338,7 +338,10 @@ fn start_balancer(
     stop: &CancellationToken,
     tasks: &mut JoinSet<Ended>,
 ) -> Result<Balancer, Failure> {
-    let (publish, wanted) = watch::channel(Arc::new(Vec::new()));
+    // Known from the first moment: HAProxy would stop listening until it is.
+    let site = controller.snapshot().load();
+    let (first, _) = feed::wanted(&site, &links.borrow(), &settings.public_links);
+    let (publish, wanted) = watch::channel(Arc::new(first));
     let feed = feed::follow(
         controller.clone(),
         links.clone(),

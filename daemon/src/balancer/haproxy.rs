@@ -29,6 +29,9 @@ use super::pool::Limits;
 use super::{BackendStatus, Balancer, ListenerStatus, Totals, spot};
 use crate::link::Links;
 
+/// Other backends that a connection is offered to. HAProxy leaves out only the one that it tried last, so two dead ones
+/// may each be tried again until its checks have found out.
+const RETRIES: u8 = 10;
 const LOOK: Duration = Duration::from_secs(1);
 /// For an answer of HAProxy's: it answers at once or it hangs.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -304,7 +307,7 @@ fn render(bound: &[Bound<'_>], directory: &str, limits: &Limits) -> Written {
              global\n    stats socket {directory}/admin.sock mode 600 level admin expose-fd listeners\n    \
              maxconn {house}\n    hard-stop-after {drain}s\n\n\
              defaults\n    mode tcp\n    timeout connect {connect}ms\n    timeout client {idle}s\n    \
-             timeout server {idle}s\n    timeout client-fin {half}s\n    retries 3\n    option redispatch 1\n    \
+             timeout server {idle}s\n    timeout client-fin {half}s\n    retries {RETRIES}\n    option redispatch 1\n    \
              option splice-auto\n    option clitcpka\n    option srvtcpka\n\n",
             house = limits.house,
             drain = limits.drain.as_secs(),
