@@ -12,12 +12,11 @@
 //!   drop(api);                                           // the machine died: its connections break, new ones are refused
 //! ```
 //!
-//! Each server has a thread of its own, which is in the namespace it was made in, and needs no runtime of the test's.
+//! Each server runs in the background, in the namespace it was made in, and needs no runtime of the test's.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use daemon::probe::kube::{KubeAccess, Server};
@@ -30,8 +29,8 @@ use rustls::{ServerConfig, crypto};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::background::Background;
 use crate::netns::Netns;
 
 /// What is answered to a path, without its query.
@@ -139,17 +138,7 @@ pub struct Fake {
     pub address: SocketAddr,
     ca: String,
     asked: Arc<Mutex<Vec<String>>>,
-    stop: Option<DropGuard>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for Fake {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+    _background: Background,
 }
 
 impl Fake {
@@ -180,20 +169,13 @@ impl Fake {
             .set_nonblocking(true)
             .expect("a socket can be told");
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (stop, heard) = (CancellationToken::new(), Arc::clone(&asked));
-        let (stopped, ca) = (stop.clone(), serving.ca.clone());
-        let thread = std::thread::spawn(move || {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = runtime.enable_all().build().expect("a runtime");
-            let serve = serve(listener, serving, answers, heard);
-            runtime.block_on(stopped.run_until_cancelled(serve));
-        });
+        let (heard, ca) = (Arc::clone(&asked), serving.ca.clone());
+        let background = Background::start(move || serve(listener, serving, answers, heard));
         Self {
             address,
             ca,
             asked,
-            stop: Some(stop.drop_guard()),
-            thread: Some(thread),
+            _background: background,
         }
     }
 

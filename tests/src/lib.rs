@@ -1,5 +1,6 @@
 //! Fake worlds and real laboratories for the test suites. No product code.
 
+pub mod background;
 pub mod balance;
 pub mod bastion;
 pub mod chance;

@@ -3,16 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use daemon::probe::talos::Access;
 use daemon::probe::talos::wire::{
     EtcdMember, EtcdMembers, MachineStatus, Readiness, Reply, Resource, ResourceReply,
     ServiceEvent, ServiceEvents, ServiceHealth, ServiceInfo, ServiceList, Spec, Stage, Version,
     VersionInfo,
 };
+use daemon::probe::talos::{Access, PORT};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
@@ -20,6 +20,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use ignition::platform::talos::Certified;
 use ignition::secret::Secret;
 use prost::Message;
 use rcgen::{
@@ -30,9 +31,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, crypto};
-use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
+
+use crate::background::Background;
+use crate::netns::Netns;
 
 /// The OS authority of one cluster: Ed25519, O=talos (siderolabs/talos `pkg/machinery/config/generate/secrets/ca.go`).
 pub struct Authority {
@@ -61,6 +63,18 @@ impl Default for Authority {
 }
 
 impl Authority {
+    /// One that is there already.
+    pub fn of(certified: &Certified) -> Self {
+        let key = certified.key.expose();
+        let key = key.replace("ED25519 PRIVATE KEY", "PRIVATE KEY");
+        let key = KeyPair::from_pem(&key).expect("a key");
+        let pem = certified.certificate.clone();
+        Self {
+            issuer: Issuer::from_ca_cert_pem(&pem, key).expect("a certificate"),
+            pem,
+        }
+    }
+
     /// The administrator's certificate and key, as a talosconfig holds them.
     pub fn administrator(&self) -> (String, Secret<String>) {
         let key = ed25519();
@@ -132,66 +146,78 @@ impl Answer {
     }
 }
 
-/// The answers to one method, in order; the last one again and again.
+/// The answers to each method, in order; the last one again and again.
 type Answers = BTreeMap<&'static str, Vec<Answer>>;
 
-/// One node's apid.
+/// One node's apid. Dropping it closes its socket and all its connections.
 pub struct FakeTalos {
     pub address: SocketAddr,
     calls: Arc<Mutex<Vec<String>>>,
-    serving: AbortHandle,
-}
-
-impl Drop for FakeTalos {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
+    answers: Arc<Mutex<Answers>>,
+    _background: Background,
 }
 
 impl FakeTalos {
-    /// A node that says to each method what it is given, and `Unimplemented` to others. Its certificate is for `named`.
-    pub async fn start(
+    /// A node on loopback that says to each method what it is given, and `Unimplemented` to others. Its certificate is for
+    /// `named`.
+    pub fn start(
         authority: &Authority,
         named: IpAddr,
         answers: impl IntoIterator<Item = (&'static str, Vec<Answer>)>,
     ) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-        let listener = listener.expect("a port on loopback");
-        let address = listener.local_addr().expect("it is bound");
-        let tls = authority.server(named);
-        let calls = Arc::new(Mutex::new(Vec::new()));
-        let answers = Arc::new(answers.into_iter().collect::<Answers>());
-        let heard = Arc::clone(&calls);
-        let serving = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (tls, heard) = (tls.clone(), Arc::clone(&heard));
-                let answers = Arc::clone(&answers);
-                tokio::spawn(async move {
-                    // A client that does not like us, or that we don't like, is gone here.
-                    let Ok(stream) = tls.accept(stream).await else {
-                        return;
-                    };
-                    let answer = service_fn(|request: Request<Incoming>| {
-                        answer(request, Arc::clone(&heard), Arc::clone(&answers))
-                    });
-                    let server = http2::Builder::new(TokioExecutor::new());
-                    let _ = server.serve_connection(TokioIo::new(stream), answer).await;
-                });
-            }
-        });
-        Self {
-            address,
-            calls,
-            serving: serving.abort_handle(),
-        }
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port on loopback");
+        Self::on(
+            listener,
+            authority.server(named),
+            answers.into_iter().collect(),
+        )
     }
 
     /// A node on loopback that is what it says it is.
-    pub async fn honest(
+    pub fn honest(
         authority: &Authority,
         answers: impl IntoIterator<Item = (&'static str, Vec<Answer>)>,
     ) -> Self {
-        Self::start(authority, Ipv4Addr::LOCALHOST.into(), answers).await
+        Self::start(authority, Ipv4Addr::LOCALHOST.into(), answers)
+    }
+
+    /// The same at an address of a namespace, on apid's port.
+    pub fn at(
+        netns: &Netns,
+        authority: &Authority,
+        address: Ipv4Addr,
+        answers: impl IntoIterator<Item = (&'static str, Vec<Answer>)>,
+    ) -> Self {
+        let (tls, answers) = (
+            authority.server(address.into()),
+            answers.into_iter().collect(),
+        );
+        netns.run(move || {
+            let listener = TcpListener::bind((address, PORT)).expect("an address of its own");
+            Self::on(listener, tls, answers)
+        })
+    }
+
+    fn on(listener: TcpListener, tls: TlsAcceptor, answers: Answers) -> Self {
+        let address = listener.local_addr().expect("it is bound");
+        listener
+            .set_nonblocking(true)
+            .expect("a socket can be told");
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let answers = Arc::new(Mutex::new(answers));
+        let (heard, given) = (Arc::clone(&calls), Arc::clone(&answers));
+        Self {
+            address,
+            calls,
+            answers,
+            _background: Background::start(move || serve(listener, tls, heard, given)),
+        }
+    }
+
+    /// Says this from now on, whatever it was to say to these methods.
+    pub fn say(&self, answers: impl IntoIterator<Item = (&'static str, Vec<Answer>)>) {
+        let mut given = self.answers.lock().expect("no caller panics");
+        given.extend(answers);
     }
 
     /// The methods that were called, in order.
@@ -200,29 +226,55 @@ impl FakeTalos {
     }
 }
 
+async fn serve(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    heard: Arc<Mutex<Vec<String>>>,
+    answers: Arc<Mutex<Answers>>,
+) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+    while let Ok((stream, _)) = listener.accept().await {
+        let (tls, heard) = (tls.clone(), Arc::clone(&heard));
+        let answers = Arc::clone(&answers);
+        tokio::spawn(async move {
+            // A client that does not like us, or that we don't like, is gone here.
+            let Ok(stream) = tls.accept(stream).await else {
+                return;
+            };
+            let answer = service_fn(|request: Request<Incoming>| {
+                answer(request, Arc::clone(&heard), Arc::clone(&answers))
+            });
+            let server = http2::Builder::new(TokioExecutor::new());
+            let _ = server.serve_connection(TokioIo::new(stream), answer).await;
+        });
+    }
+}
+
 async fn answer(
     request: Request<Incoming>,
     heard: Arc<Mutex<Vec<String>>>,
-    answers: Arc<Answers>,
+    answers: Arc<Mutex<Answers>>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default();
     let method = method.to_owned();
-    let asked = {
-        let mut heard = heard.lock().expect("no caller panics");
-        heard.push(method.clone());
-        heard.iter().filter(|other| **other == method).count()
+    heard.lock().expect("no caller panics").push(method.clone());
+    let answer = {
+        let mut answers = answers.lock().expect("no caller panics");
+        let given = answers.get_mut(method.as_str());
+        given.and_then(|given| match given.len() {
+            0 | 1 => given.first().cloned(),
+            _ => Some(given.remove(0)),
+        })
     };
-    let given = answers.get(method.as_str());
-    let answer = given.and_then(|given| given.get(asked - 1).or(given.last()));
     let response = Response::builder().header("content-type", "application/grpc");
     let (status, words, messages) = match answer {
-        Some(Answer::Messages(messages)) => (0, "", messages.as_slice()),
-        Some(Answer::Status(code, words)) => (*code, *words, &[][..]),
+        Some(Answer::Messages(messages)) => (0, "", messages),
+        Some(Answer::Status(code, words)) => (code, words, Vec::new()),
         Some(Answer::Silence) => std::future::pending().await,
-        None => (12, "no such method", &[][..]),
+        None => (12, "no such method", Vec::new()),
     };
     let mut body = BytesMut::new();
-    for message in messages {
+    for message in &messages {
         body.put_u8(0);
         body.put_u32(u32::try_from(message.len()).expect("a message of a test"));
         body.put_slice(message);

@@ -798,7 +798,6 @@ fn a_life_is_seen_to_its_end_and_no_client_of_the_api_notices_by_the_daemon_s_ow
 }
 
 #[test]
-#[ignore = "HAProxy is without listeners for a moment when the daemon starts again: cargo test --test okd_life -- --ignored"]
 fn a_life_is_seen_to_its_end_and_no_client_of_the_api_notices_by_haproxy() {
     life(Engine::Haproxy);
 }

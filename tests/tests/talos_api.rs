@@ -32,7 +32,7 @@ fn no() -> Answer {
 
 async fn bootstrapping(answers: Vec<Answer>) -> (Authority, FakeTalos) {
     let authority = Authority::default();
-    let node = FakeTalos::honest(&authority, [("Bootstrap", answers)]).await;
+    let node = FakeTalos::honest(&authority, [("Bootstrap", answers)]);
     (authority, node)
 }
 
@@ -157,7 +157,7 @@ async fn a_node_that_refuses_our_certificate_is_not_bootstrapped_and_says_why() 
 async fn a_node_at_anothers_address_is_told_nothing() {
     let authority = Authority::default();
     let named = IpAddr::from([10, 107, 0, 11]);
-    let node = FakeTalos::start(&authority, named, [("Bootstrap", vec![done()])]).await;
+    let node = FakeTalos::start(&authority, named, [("Bootstrap", vec![done()])]);
     let answer = bootstrap(&authority.access(), node.address).await;
     let BootstrapAnswer::NotYet(words) = answer else {
         panic!("a node at another's address was believed: {answer:?}");
@@ -227,9 +227,9 @@ async fn nodes_that_hang_do_not_hold_up_the_look_at_others() {
     let mut silent = Vec::new();
     for _ in 0..8 {
         let answers = [("Version", vec![Answer::Silence])];
-        silent.push(FakeTalos::honest(&authority, answers).await);
+        silent.push(FakeTalos::honest(&authority, answers));
     }
-    let sound = FakeTalos::honest(&authority, sound(&[])).await;
+    let sound = FakeTalos::honest(&authority, sound(&[]));
     let mut machines: Vec<Machine> = silent
         .iter()
         .enumerate()
@@ -253,7 +253,7 @@ async fn a_reply_beyond_the_bound_is_an_error_and_is_not_kept() {
     let mut version = Version::default();
     version.version.get_or_insert_default().tag = "x".repeat(REPLY_BYTES_MAX + 1);
     let huge = [("Version", vec![reply(version)])];
-    let node = FakeTalos::honest(&authority, huge).await;
+    let node = FakeTalos::honest(&authority, huge);
     let seen = looked(&authority.access(), node.address).await;
     let api = fact(&seen, "machine-api", Some("cp-1"));
     assert!(!api.holds);
@@ -267,7 +267,7 @@ async fn words_of_a_node_are_cut_and_carry_no_control_letters() {
     version.version.get_or_insert_default().tag = format!("v1\n\u{1b}[2J{}", "x".repeat(5000));
     let mut answers = sound(&[]);
     answers[0].1 = vec![reply(version)];
-    let node = FakeTalos::honest(&authority, answers).await;
+    let node = FakeTalos::honest(&authority, answers);
     let seen = looked(&authority.access(), node.address).await;
     let words = &fact(&seen, "machine-api", Some("cp-1")).words;
     assert!(!words.chars().any(char::is_control), "{words}");
@@ -278,8 +278,8 @@ async fn words_of_a_node_are_cut_and_carry_no_control_letters() {
 async fn a_bootstrapped_and_healthy_cluster_shows_every_fact() {
     let authority = Authority::default();
     let etcd = [member(1, LOOPBACK)];
-    let plane = FakeTalos::honest(&authority, sound(&etcd)).await;
-    let worker = FakeTalos::honest(&authority, sound(&[])).await;
+    let plane = FakeTalos::honest(&authority, sound(&etcd));
+    let worker = FakeTalos::honest(&authority, sound(&[]));
     let machines = [
         machine("cp-1", plane.address, true),
         machine("worker-1", worker.address, false),
@@ -322,7 +322,7 @@ async fn before_bootstrap_a_control_plane_answers_and_is_no_member() {
     answers.pop();
     let waits = Answer::Status(14, "etcd is not running");
     answers.push(("EtcdMemberList", vec![waits]));
-    let node = FakeTalos::honest(&authority, answers).await;
+    let node = FakeTalos::honest(&authority, answers);
     let seen = looked(&authority.access(), node.address).await;
     assert!(fact(&seen, "machine-api", Some("cp-1")).holds);
     let member = fact(&seen, "etcd-member", Some("cp-1"));
@@ -352,7 +352,7 @@ async fn what_keeps_a_cluster_from_being_healthy_is_named() {
         message: "kubelet CSRs are not approved".to_owned(),
     };
     answers[3].1 = vec![Answer::of(&resource(&warning))];
-    let node = FakeTalos::honest(&authority, answers).await;
+    let node = FakeTalos::honest(&authority, answers);
     let seen = looked(&authority.access(), node.address).await;
     let healthy = fact(&seen, "healthy", None);
     assert!(!healthy.holds);
