@@ -304,7 +304,11 @@ pub enum ClusterCommand {
         /// The cluster's name
         name: ClusterName,
         /// What openshift-install left in its directory, or a file that `talosctl gen secrets` wrote
-        path: PathBuf,
+        #[arg(required_unless_present = "installer")]
+        path: Option<PathBuf>,
+        /// Run this openshift-install on the definition, in an empty directory that is gone afterwards, and keep what it makes
+        #[arg(long, value_name = "PROGRAM", conflicts_with = "path")]
+        installer: Option<PathBuf>,
         #[command(flatten)]
         socket: Socket,
     },

@@ -4,14 +4,15 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ignition::platform::Secrets;
+use ignition::platform::okd::InstallerSet;
 use ignition::secret::Secret;
 use netboot::cluster::ClusterName;
 
 use crate::cli::{HandOutOptions, Socket};
-use crate::client::{Ask, ask};
+use crate::client::{Ask, ask, runtime};
 use crate::failure::{Exit, Failure, print};
 use crate::http::handout::{HandedOut, Imported};
 use crate::okd;
@@ -47,26 +48,60 @@ pub fn run(options: &HandOutOptions, what: &str) -> Result<(), Failure> {
     written
 }
 
-/// `reveille cluster import`: a directory is an OKD installer's, a file is Talos' secrets bundle.
+/// Where imported secrets come from.
+pub enum Given {
+    /// A directory is an OKD installer's, a file is Talos' secrets bundle.
+    Path(PathBuf),
+    /// OKD's installer itself, which is run here, as whoever asks.
+    Installer(PathBuf),
+}
+
+/// `reveille cluster import`
 ///
 /// # Errors
 /// [`Failure`]
-pub fn import(name: &ClusterName, path: &Path, socket: &Socket) -> Result<(), Failure> {
-    let sealed = if path.is_dir() {
-        let set = okd::import(path).map_err(|error| {
-            Failure::of(Exit::Configuration, "reading the installer's set", &error)
-        })?;
-        Secrets::Okd(set).seal()
-    } else {
-        read(path).map_err(|error| {
+pub fn import(name: &ClusterName, given: &Given, socket: &Socket) -> Result<(), Failure> {
+    let sealed = match given {
+        Given::Installer(installer) => Secrets::Okd(made(name, installer, socket)?).seal(),
+        Given::Path(path) if path.is_dir() => {
+            let set = okd::import(path).map_err(|error| {
+                Failure::of(Exit::Configuration, "reading the installer's set", &error)
+            })?;
+            Secrets::Okd(set).seal()
+        }
+        Given::Path(path) => read(path).map_err(|error| {
             let act = format!("reading {}", path.display());
             Failure::of(Exit::Failed, act, &error)
                 .with_remedy("name openshift-install's directory, or Talos' secrets.yaml")
-        })?
+        })?,
     };
     let path = format!("/api/v1/clusters/{name}/secrets");
     let Imported { words } = ask(socket, &Ask::post(&path, sealed.expose()))?;
     print(&format!("{words}\n"))
+}
+
+/// What the installer makes of the definition that is in force. An interrupt ends it, and its directory is gone all the same.
+fn made(name: &ClusterName, installer: &Path, socket: &Socket) -> Result<InstallerSet, Failure> {
+    let definition: okd::Wanted = ask(
+        socket,
+        &Ask::get(&format!("/api/v1/clusters/{name}/installer")),
+    )?;
+    eprintln!(
+        "{} makes the Ignition of {name}; this takes seconds",
+        installer.display()
+    );
+    let scratch = std::env::temp_dir();
+    runtime()?.block_on(async {
+        tokio::select! {
+            made = okd::generate(installer, &definition, &scratch) => made.map_err(|error| {
+                Failure::of(Exit::Failed, "having the set made", &error)
+            }),
+            _ = tokio::signal::ctrl_c() => Err(Failure::new(
+                Exit::Failed,
+                "interrupted; nothing was imported".to_owned(),
+            )),
+        }
+    })
 }
 
 fn read(path: &Path) -> io::Result<Secret<Vec<u8>>> {

@@ -19,9 +19,14 @@ use std::time::Duration;
 
 use ignition::platform::SettingFault;
 use ignition::platform::okd::{
-    Definition, InstallerSet, SetFault, Settings, install_config, schedule_masters, set,
+    Definition, InstallerSet, SetFault, install_config, judge, schedule_masters, set,
+    with_pull_secret,
 };
 use ignition::secret::Secret;
+use netboot::cluster::{ClusterSpec, Role};
+use netboot::site::Site;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::process::Command;
 
 /// One run of the installer at the most; it works for seconds.
@@ -45,8 +50,6 @@ pub enum OkdError {
         directory: PathBuf,
         faults: Vec<SetFault>,
     },
-    #[error(transparent)]
-    Setting(SettingFault),
     #[error(
         "others than its owner can read {}: chmod 600 it, it is the key to somebody's images",
         path.display()
@@ -109,23 +112,78 @@ fn read_bounded(path: &Path, most: usize) -> io::Result<Secret<String>> {
     Ok(Secret::new(text))
 }
 
-/// Has `installer` make a set for a definition, below `scratch`, where nothing of it stays.
+/// What a definition that is in force says to the installer. No secret is in it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    /// `install-config.yaml` but for its pull secret.
+    pub install_config: Value,
+    /// A file of the bastion that holds one.
+    pub pull_secret_file: Option<PathBuf>,
+    /// Whether control planes take ordinary load: where there are workers, they don't.
+    pub masters_schedulable: bool,
+}
+
+impl Wanted {
+    /// What a definition with its `platformConfig` comes to; `site` is the directory that relative files stand below.
+    ///
+    /// # Errors
+    /// What is wrong with `platformConfig`, or a pod network without room.
+    pub fn of(
+        definition: &Definition<'_>,
+        settings: &Value,
+        site: &Path,
+    ) -> Result<Self, Vec<SettingFault>> {
+        let settings = judge(settings)?;
+        let made = install_config(definition, &settings).map_err(|fault| vec![fault])?;
+        Ok(Self {
+            install_config: made,
+            pull_secret_file: settings.pull_secret_file.map(|file| site.join(file)),
+            masters_schedulable: definition.workers == 0,
+        })
+    }
+
+    /// The same for a cluster of the site.
+    ///
+    /// # Errors
+    /// As [`Wanted::of`].
+    pub(crate) fn of_cluster(
+        site: &Site,
+        spec: &ClusterSpec,
+        directory: &Path,
+    ) -> Result<Self, Vec<SettingFault>> {
+        let count = |wanted: Role| -> usize {
+            let groups = spec.groups.iter().filter(|group| group.role == wanted);
+            groups.map(|group| usize::from(group.count)).sum()
+        };
+        let network = site.spec().network(&spec.network);
+        let network = network.expect("a cluster's network was judged to be there");
+        let definition = Definition {
+            cluster: spec.name.as_str(),
+            domain: &spec.domain,
+            machines: network.subnet,
+            pods: &spec.pods,
+            services: &spec.services,
+            control_planes: count(Role::ControlPlane),
+            workers: count(Role::Worker) + count(Role::Infra),
+        };
+        Self::of(&definition, &spec.settings, directory)
+    }
+}
+
+/// Has `installer` make a set, below `scratch`, where nothing of it stays. Dropping it ends the installer.
 ///
 /// # Errors
 /// [`OkdError`]
 pub async fn generate(
     installer: &Path,
-    definition: &Definition<'_>,
-    settings: &Settings,
-    site: &Path,
+    wanted: &Wanted,
     scratch: &Path,
 ) -> Result<InstallerSet, OkdError> {
-    let pull_secret = match &settings.pull_secret_file {
-        Some(file) => Some(pull_secret(&site.join(file))?),
+    let secret = match &wanted.pull_secret_file {
+        Some(file) => Some(pull_secret(file)?),
         None => None,
     };
-    let config =
-        install_config(definition, settings, pull_secret.as_ref()).map_err(OkdError::Setting)?;
+    let config = with_pull_secret(wanted.install_config.clone(), secret.as_ref());
     let directory = Scratch::new(scratch)?;
     let path = directory.0.join("install-config.yaml");
     OpenOptions::new()
@@ -136,7 +194,7 @@ pub async fn generate(
         .and_then(|mut file| file.write_all(config.expose().as_bytes()))
         .map_err(io_error("writing", &path))?;
     run(installer, "manifests", &directory.0).await?;
-    schedule(&directory.0, definition.workers == 0)?;
+    schedule(&directory.0, wanted.masters_schedulable)?;
     run(installer, "ignition-configs", &directory.0).await?;
     import(&directory.0)
 }
@@ -219,7 +277,7 @@ fn tail(log: &Path) -> String {
     String::from_utf8_lossy(&bytes[from..]).trim().to_owned()
 }
 
-/// Says whether control planes take ordinary load: where there are workers, they don't.
+/// Says whether control planes take ordinary load.
 fn schedule(directory: &Path, masters: bool) -> Result<(), OkdError> {
     let path = directory.join(SCHEDULER);
     let text = fs::read_to_string(&path).map_err(io_error("reading", &path))?;

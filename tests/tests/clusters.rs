@@ -563,6 +563,30 @@ fn a_cluster_is_planned_applied_once_remembered_shown_and_destroyed() {
     );
 }
 
+/// The installer is a fake (`tests/lab/openshift-install-fake`), for the real one can't be had here.
+#[test]
+fn an_installer_is_run_on_the_definition_in_force_and_its_set_is_kept() {
+    let lab = Lab::empty();
+    let at = Clustered::start(&lab);
+    let file = fixture("okd-production.json");
+    let file = file.to_str().expect("paths are text");
+    let installer = fs::canonicalize("lab/openshift-install-fake").expect("it is there");
+    let installer = installer.to_str().expect("paths are text");
+    let import = ["cluster", "import", "okd-production", "--installer", installer];
+
+    let (code, _, error) = at.typed(&import);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("`reveille cluster apply` its definition first"), "{error}");
+    let (code, out, error) = at.typed(&["cluster", "apply", "-f", file]);
+    assert_eq!(code, 0, "{out}{error}");
+    let (code, out, error) = at.typed(&import);
+    assert_eq!(code, 0, "{out}{error}");
+    assert!(out.contains("its certificates are fresh"), "{out}");
+    let (code, out, _) = at.typed(&["cluster", "kubeconfig", "okd-production"]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("https://api.okd-production.lab.example:6443"), "{out}");
+}
+
 #[test]
 fn a_refused_definition_is_a_problem_with_every_fault_and_is_not_kept() {
     let lab = Lab::empty();

@@ -1,13 +1,18 @@
 //! OKD: sets of openshift-install read, judged and laid under each machine's own config, which the real Ignition takes
 //! and applies. The installer itself is a fake (`tests/lab/openshift-install-fake`), for the real one can't be had here.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use daemon::okd::{OkdError, generate, import};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use daemon::okd::{OkdError, Wanted, generate, import};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use ignition::Document;
 use ignition::platform::Role;
-use ignition::platform::okd::{Age, Definition, File, InstallerSet, Settings, document, judge};
+use ignition::platform::okd::{Age, Definition, File, InstallerSet, document};
 use netboot::net::Hostname;
 use netboot::node::DiskRule;
 use netboot::spec::Purpose;
@@ -248,11 +253,17 @@ fn a_set_that_can_t_be_used_is_refused_with_all_its_faults() {
 fn a_worker_s_config_with_a_key_is_refused_however_it_is_wrapped() {
     let (_, key) = certificate(0);
     let wrapped = data(&key).replace("data:text/plain;charset=utf-8;base64,", "");
-    for text in [key.clone(), format!("key: {wrapped}\n")] {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    gzip.write_all(key.as_bytes()).expect("packed");
+    let packed = STANDARD.encode(gzip.finish().expect("packed"));
+    for contents in [
+        json!({ "source": data(&key) }),
+        json!({ "source": data(&format!("key: {wrapped}\n")) }),
+        json!({ "source": format!("data:;base64,{packed}"), "compression": "gzip" }),
+    ] {
         let mut files = files(0);
         let mut worker: Value = serde_json::from_str(&files[&File::Worker]).expect("JSON");
-        worker["storage"] =
-            json!({ "files": [{ "path": "/x", "append": [{ "source": data(&text) }] }] });
+        worker["storage"] = json!({ "files": [{ "path": "/x", "append": [contents] }] });
         files.insert(File::Worker, worker.to_string());
         let faults = read(&files).expect_err("refused");
         assert_eq!(faults[0].file, File::Worker, "{faults:?}");
@@ -303,34 +314,27 @@ fn fake() -> PathBuf {
 
 fn made(
     workers: usize,
-    settings: &Settings,
+    settings: &Value,
     site: &std::path::Path,
     installer: &std::path::Path,
 ) -> Result<InstallerSet, OkdError> {
     let scratch = tempfile::tempdir().expect("a directory");
     let domain: Hostname = "example.test".parse().expect("a domain");
-    let pods = ["10.128.0.0/14".parse().expect("a subnet")];
-    let services = ["172.30.0.0/16".parse().expect("a subnet")];
     let definition = Definition {
         cluster: "lab",
         domain: &domain,
         machines: "10.107.0.0/24".parse().expect("a subnet"),
-        pods: &pods,
-        services: &services,
+        pods: &["10.128.0.0/14".parse().expect("a subnet")],
+        services: &["172.30.0.0/16".parse().expect("a subnet")],
         control_planes: 3,
         workers,
     };
+    let wanted = Wanted::of(&definition, &settings, site).expect("sound");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
-    let set = runtime.block_on(generate(
-        installer,
-        &definition,
-        settings,
-        site,
-        scratch.path(),
-    ));
+    let set = runtime.block_on(generate(installer, &wanted, scratch.path()));
     let left: Vec<_> = std::fs::read_dir(scratch.path()).expect("there").collect();
     assert!(left.is_empty(), "the installer's directory stays: {left:?}");
     set
@@ -340,7 +344,7 @@ fn made(
 fn an_installer_that_is_given_makes_a_set_of_the_definition_and_leaves_nothing_behind() {
     let site = tempfile::tempdir().expect("a directory");
     for (workers, schedulable) in [(0, true), (2, false)] {
-        let set = made(workers, &Settings::default(), site.path(), &fake()).expect("made");
+        let set = made(workers, &Value::Null, site.path(), &fake()).expect("made");
         assert_eq!(
             set.foreign("lab", &"example.test".parse().expect("a domain")),
             []
@@ -366,12 +370,12 @@ fn an_installer_that_fails_is_quoted_and_a_pull_secret_for_everybody_is_refused(
     let failing = site.path().join("openshift-install");
     std::fs::write(&failing, "#!/bin/sh\n# A fake that fails.\necho 'level=fatal msg=no such network type' >&2\nexit 3\n").expect("written");
     std::fs::set_permissions(&failing, std::fs::Permissions::from_mode(0o755)).expect("set");
-    let failed = made(2, &Settings::default(), site.path(), &failing)
+    let failed = made(2, &Value::Null, site.path(), &failing)
         .expect_err("failed")
         .to_string();
     assert!(failed.contains("no such network type"), "{failed}");
 
-    let settings = judge(&json!({ "pullSecretFile": "secrets/pull" })).expect("sound");
+    let settings = json!({ "pullSecretFile": "secrets/pull" });
     std::fs::create_dir(site.path().join("secrets")).expect("made");
     std::fs::write(site.path().join("secrets/pull"), "{}").expect("written");
     let refused = made(2, &settings, site.path(), &fake())

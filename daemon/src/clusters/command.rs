@@ -26,7 +26,19 @@ const WATCH_TIME: Duration = Duration::from_secs(1);
 /// [`Failure`]; `plan` ends with code 2 when something would change, which is printed.
 pub fn run(command: ClusterCommand) -> Result<(), Failure> {
     match command {
-        ClusterCommand::Import { name, path, socket } => handout::import(&name, &path, &socket),
+        ClusterCommand::Import {
+            name,
+            path,
+            installer,
+            socket,
+        } => {
+            let given = match (installer, path) {
+                (Some(installer), _) => handout::Given::Installer(installer),
+                (None, Some(path)) => handout::Given::Path(path),
+                (None, None) => unreachable!("the command line asks for one of them"),
+            };
+            handout::import(&name, &given, &socket)
+        }
         ClusterCommand::Kubeconfig(options) => handout::run(&options, "kubeconfig"),
         ClusterCommand::Talosconfig(options) => handout::run(&options, "talosconfig"),
         ClusterCommand::Apply(options) => {

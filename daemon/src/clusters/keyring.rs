@@ -162,7 +162,7 @@ impl Keyring {
         let made = match platform {
             Platform::Okd => {
                 return Err(NoKeys(format!(
-                    "waits for `reveille cluster import {} DIRECTORY` with what openshift-install made",
+                    "waits for `reveille cluster import {0} DIRECTORY` with what openshift-install made, or `reveille cluster import {0} --installer PROGRAM`",
                     spec.name
                 )));
             }

@@ -9,18 +9,20 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use axum::{Json, Router};
+use ignition::platform::Platform;
 use ignition::secret::Secret;
 use netboot::attempt::Fact;
 use netboot::cluster::{ClusterName, Member};
 use netboot::net::Malformed;
 use serde::{Deserialize, Serialize};
 
-use super::control::Changer;
+use super::control::{Changer, Reader};
 use super::words::Problem;
 use crate::bastion::Bastion;
 use crate::controller::now;
+use crate::okd::Wanted;
 use crate::vault::{KUBECONFIG, SECRET_BYTES_MAX, TALOSCONFIG, VaultError};
 
 /// A file that opens a cluster.
@@ -35,6 +37,7 @@ pub fn routes(bastion: Arc<Bastion>) -> Router {
     Router::new()
         .route("/api/v1/clusters/{name}/kubeconfig", post(kubeconfig))
         .route("/api/v1/clusters/{name}/talosconfig", post(talosconfig))
+        .route("/api/v1/clusters/{name}/installer", get(installer))
         .route(
             "/api/v1/clusters/{name}/secrets",
             post(import).layer(DefaultBodyLimit::max(SECRET_BYTES_MAX)),
@@ -58,6 +61,41 @@ async fn talosconfig(
     hand_out(&bastion, by, &name, "talosconfig", TALOSCONFIG).await
 }
 
+/// What OKD's installer is told for a cluster. It holds no secret: the pull secret is named by its file.
+async fn installer(
+    _: Reader,
+    State(bastion): State<Arc<Bastion>>,
+    name: Path<String>,
+) -> Result<Json<Wanted>, Problem> {
+    let cluster: ClusterName = name.parse().map_err(|malformed: Malformed| {
+        Problem::new(StatusCode::BAD_REQUEST, malformed.to_string())
+    })?;
+    let site = bastion.controller.snapshot().load();
+    let Some((spec, _)) = site.cluster(&cluster) else {
+        return Err(nobody(&cluster));
+    };
+    if &*spec.platform != Platform::Okd.word() {
+        let other = format!(
+            "{cluster} is a cluster of {}, which has no openshift-install",
+            spec.platform
+        );
+        return Err(Problem::new(StatusCode::CONFLICT, other)
+            .with_remedy("its secrets are made here; nothing needs to be imported"));
+    }
+    let wanted = Wanted::of_cluster(&site, spec, &bastion.options.site);
+    wanted.map(Json).map_err(|faults| {
+        let words: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        Problem::new(StatusCode::CONFLICT, words.join("; "))
+            .with_remedy("mend the definition and apply it again")
+    })
+}
+
+fn nobody(cluster: &ClusterName) -> Problem {
+    let none = format!("no definition wants a cluster {cluster}");
+    Problem::new(StatusCode::NOT_FOUND, none)
+        .with_remedy("`reveille cluster apply` its definition first")
+}
+
 /// What an import did.
 #[derive(Serialize, Deserialize)]
 pub struct Imported {
@@ -78,9 +116,7 @@ async fn import(
     })?;
     let site = bastion.controller.snapshot().load();
     let Some((spec, state)) = site.cluster(&cluster) else {
-        let none = format!("no definition wants a cluster {cluster}");
-        return Err(Problem::new(StatusCode::NOT_FOUND, none)
-            .with_remedy("`reveille cluster apply` its definition first"));
+        return Err(nobody(&cluster));
     };
     let given = |member: &Arc<Member>| site.record(&member.node).configured.is_some();
     if let Some(member) = state.members.iter().find(|member| given(member)) {

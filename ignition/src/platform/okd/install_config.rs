@@ -138,7 +138,7 @@ pub struct Definition<'a> {
     pub workers: usize,
 }
 
-/// `install-config.yaml`, as JSON, which every YAML reader takes.
+/// `install-config.yaml` but for its pull secret.
 ///
 /// Workers are none to the installer: it makes machines only where it knows their maker.
 ///
@@ -147,8 +147,7 @@ pub struct Definition<'a> {
 pub fn install_config(
     definition: &Definition<'_>,
     settings: &Settings,
-    pull_secret: Option<&Secret<String>>,
-) -> Result<Secret<String>, SettingFault> {
+) -> Result<Value, SettingFault> {
     let nodes = definition.control_planes + definition.workers;
     let mut pods = Vec::new();
     for subnet in definition.pods {
@@ -183,13 +182,20 @@ pub fn install_config(
             "machineNetwork": [{ "cidr": definition.machines.to_string() }],
         },
         "platform": { "none": {} },
-        "pullSecret": pull_secret.map_or(FAKE_PULL_SECRET, |secret| secret.expose().trim()),
     });
     if !settings.ssh_keys.is_empty() {
         config["sshKey"] = settings.ssh_keys.join("\n").into();
     }
     lay_over(&mut config, &Value::Object(settings.install_config.clone()));
-    Ok(Secret::new(format!("{config:#}\n")))
+    Ok(config)
+}
+
+/// The whole `install-config.yaml`, as JSON, which every YAML reader takes.
+#[must_use]
+pub fn with_pull_secret(mut config: Value, pull_secret: Option<&Secret<String>>) -> Secret<String> {
+    let pull_secret = pull_secret.map_or(FAKE_PULL_SECRET, |secret| secret.expose().trim());
+    config["pullSecret"] = pull_secret.into();
+    Secret::new(format!("{config:#}\n"))
 }
 
 /// The installer's scheduler manifest, with its word on whether control planes take ordinary load. JSON is YAML to its
@@ -251,7 +257,7 @@ mod tests {
             workers: 2,
         };
         let settings = judge(settings).unwrap();
-        let text = install_config(&definition, &settings, None)?;
+        let text = with_pull_secret(install_config(&definition, &settings)?, None);
         Ok(serde_saphyr::from_str(text.expose()).unwrap())
     }
 

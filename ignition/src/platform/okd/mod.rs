@@ -21,7 +21,9 @@ use base64::engine::general_purpose::STANDARD;
 use netboot::spec::Profile;
 use serde_json::{Value, json};
 
-pub use install_config::{Definition, Settings, install_config, judge, schedule_masters};
+pub use install_config::{
+    Definition, Settings, install_config, judge, schedule_masters, with_pull_secret,
+};
 pub use set::{Age, File, InstallerSet, Life, SetFault};
 
 use super::{Membership, Role, coreos, report};

@@ -15,10 +15,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Read as _;
 
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use flate2::read::GzDecoder;
 use netboot::net::{Hostname, Timestamp};
 use serde_json::Value;
 
@@ -36,6 +38,8 @@ pub const AGING_HOURS: u64 = 12;
 pub const INSTALL_HOURS: u64 = 3;
 /// Bytes of one file at the most.
 pub const FILE_MAX: usize = 3 << 20;
+/// Bytes that are looked at of one compressed content.
+const INFLATED_MAX: usize = 16 << 20;
 
 const SECONDS_AN_HOUR: u64 = 3600;
 const AGAIN: &str = "run openshift-install anew in an empty directory and import that";
@@ -450,24 +454,27 @@ fn authorities(config: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
-/// What a `data` URL holds (RFC 2397); compressed content is not looked into.
+/// What a `data` URL holds (RFC 2397), inflated where the config says `gzip`, which is all that Ignition knows (spec 3.0,
+/// `storage.files.contents.compression`).
 fn data(resource: &Value) -> Option<String> {
-    if resource["compression"]
-        .as_str()
-        .is_some_and(|how| !how.is_empty())
-    {
-        return None;
-    }
     let (head, body) = resource["source"]
         .as_str()?
         .strip_prefix("data:")?
         .split_once(',')?;
-    if head.ends_with(";base64") {
-        let bytes = LENIENT.decode(body).ok()?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
-    } else {
-        Some(netboot::ipxe::percent_decoded(body))
+    if !head.ends_with(";base64") {
+        return Some(netboot::ipxe::percent_decoded(body));
     }
+    let mut bytes = LENIENT.decode(body).ok()?;
+    if resource["compression"].as_str() == Some("gzip") {
+        let mut inflated = Vec::new();
+        let most = INFLATED_MAX as u64;
+        // A stream that breaks off is read as far as it goes.
+        let _ = GzDecoder::new(bytes.as_slice())
+            .take(most)
+            .read_to_end(&mut inflated);
+        bytes = inflated;
+    }
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Calls `look` with every PEM text that stands in base64 within another text, as in kubeconfigs and Secrets.
