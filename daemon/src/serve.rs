@@ -22,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::balancer::haproxy::Haproxy;
 use crate::balancer::{self, Balancer, Limits, feed};
-use crate::bastion::{Bastion, Servers, load};
+use crate::bastion::{Bastion, Servers, load_changed};
 use crate::clusters::conductor::Conductor;
 use crate::clusters::keyring::Keyring;
 use crate::clusters::services;
-use crate::config::{BalancerEngine, Settings};
+use crate::config::{BalancerEngine, Settings, clusters};
 use crate::controller::{Controller, NotWritten, now};
 use crate::dhcp::{self};
 use crate::elsewhere::Elsewhere;
@@ -83,12 +83,17 @@ pub fn run(options: Options) -> Result<(), Failure> {
 /// See [`run`].
 pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Failure> {
     let started = now();
-    let (settings, spec) = load(&options).await.map_err(faulty_site)?;
+    let loaded = load_changed(&options, clusters::Change::None);
+    let loaded = loaded.await.map_err(faulty_site)?;
+    let settings = loaded.settings.clone();
     let ca = SiteCa::open(&options.state).map_err(failed("opening the site's authority"))?;
     let depot = image::depot(&options.state).map_err(failed("opening the depot"))?;
     let health = Health::default();
-    let host = Arc::clone(spec.host());
-    let (site, store) = remember(&options, spec).await?;
+    let host = Arc::clone(loaded.spec.host());
+    let (site, store) = remember(&options, loaded.spec.clone()).await?;
+    if let Err(unplaced) = site.seats_under(&loaded.spec) {
+        loaded.must_place(&unplaced).map_err(faulty_site)?;
+    }
     let vault = open_vault(&options, &health)?;
     let keyring = Arc::new(Keyring::new(Arc::clone(&vault)));
     let (controller, controller_ended) = Controller::start(site, commits(store, health.clone()));

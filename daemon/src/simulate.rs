@@ -10,16 +10,18 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use ignition::{Document, Urls};
+use ignition::platform::Secrets;
+use ignition::{Document, Fault, Subject, Urls};
 use netboot::boot::{Boot, BootDecision, BootRequest};
 use netboot::dhcp::{self, Destination, Heard, LinkContext, Port, Request, Verdict};
 use netboot::loader::{Architecture, Client, Transport};
 use netboot::net::{LinkName, MacAddress, NetworkName, Timestamp};
 use netboot::site::Site;
-use netboot::spec::Network;
+use netboot::spec::{ConfigSource, Network};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::clusters::member;
 use crate::http::Ports;
 use crate::http::boot::{Words, urls};
 
@@ -289,10 +291,34 @@ impl Asked<'_> {
             let Some(document) = Document::by_file(file) else {
                 continue;
             };
-            let text = ignition::document(boot.profile, &subject, document).map_err(fault)?;
+            let text = match self.members(boot, &subject, document).transpose() {
+                Some(written) => Some(written.map_err(fault)?),
+                None => ignition::document(boot.profile, &subject, document).map_err(fault)?,
+            };
             parts.extend(text.map(|text| Part::text(file, &text)));
         }
         Ok(parts)
+    }
+
+    /// What its platform writes for a cluster's member, with a word where secrets would stand.
+    fn members(
+        &self,
+        boot: &Boot<'_>,
+        subject: &Subject<'_>,
+        document: Document,
+    ) -> Result<Option<String>, Fault> {
+        let ConfigSource::Platform(_) = boot.profile.config else {
+            return Ok(None);
+        };
+        let written = boot.node.and_then(|node| {
+            let place = self.site.member(&node.name)?;
+            let (spec, _) = self.site.cluster(&place.cluster)?;
+            let secrets = Secrets::stand_in(spec.platform.parse().ok()?);
+            let peers = member::peers(self.site, place);
+            let member = member::membership(spec, place, node, self.server, &peers)?;
+            Some(secrets.document(&member, boot.profile, subject, document))
+        });
+        written.unwrap_or(Ok(None))
     }
 
     fn words(&self) -> Words<'_> {
@@ -379,7 +405,7 @@ fn destination(destination: Destination) -> String {
     }
 }
 
-fn fault(fault: ignition::Fault) -> String {
+fn fault(fault: Fault) -> String {
     format!("{}: {}; {}", fault.field, fault.problem, fault.remedy)
 }
 

@@ -77,6 +77,29 @@ pub enum Document {
 }
 
 impl Document {
+    /// Every document.
+    pub const ALL: [Self; 7] = [
+        Self::IgnitionPointer,
+        Self::Ignition,
+        Self::UserData,
+        Self::MetaData,
+        Self::VendorData,
+        Self::NetworkConfig,
+        Self::Talos,
+    ];
+
+    /// The format whose readers ask for it.
+    #[must_use]
+    pub fn format(self) -> Format {
+        match self {
+            Self::IgnitionPointer | Self::Ignition => Format::Ignition,
+            Self::UserData | Self::MetaData | Self::VendorData | Self::NetworkConfig => {
+                Format::CloudInit
+            }
+            Self::Talos => Format::Talos,
+        }
+    }
+
     /// The document behind the last part of a config URL.
     #[must_use]
     pub fn by_file(file: &str) -> Option<Self> {
@@ -216,15 +239,7 @@ pub fn syntax(field: &'static str, source: &str) -> Result<(), Fault> {
 /// Renders everything a machine of the profile would read, and names what its readers would refuse.
 #[must_use]
 pub fn rehearse(profile: &Profile, subject: &Subject<'_>) -> Vec<Fault> {
-    let documents = [
-        Document::Ignition,
-        Document::UserData,
-        Document::MetaData,
-        Document::VendorData,
-        Document::NetworkConfig,
-        Document::Talos,
-    ];
-    let rendered = documents
+    let rendered = Document::ALL
         .into_iter()
         .map(|wanted| document(profile, subject, wanted).map(|_| ()));
     std::iter::once(arguments(profile, subject).map(|_| ()))

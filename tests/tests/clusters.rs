@@ -370,6 +370,29 @@ fn a_balancer_on_the_wrong_side_or_without_an_address_is_refused() {
 }
 
 #[test]
+fn what_no_member_could_be_given_is_told_before_one_boots() {
+    let root = tempfile::tempdir().expect("a directory");
+    let site = site(root.path());
+    let profile = "kernel: vmlinuz
+arguments: [flatcar.first_boot=1]
+artifacts: { k3s: k3s }
+config: { format: ignition }
+disk: { path: /dev/disk/by-path/pci-0 }
+purpose: install
+";
+    fs::write(site.join("profiles/k3s.yaml"), profile).expect("written");
+    fs::create_dir(site.join("clusters")).expect("made");
+    fs::write(site.join("clusters/lab.yaml"), DEFINITION).expect("written");
+    let state = sample::state(&["vmlinuz", "k3s"]);
+    let refused = load_changed(&site, state.path(), &Change::None).expect_err("refused");
+    let refused = refused.to_string();
+    assert!(
+        refused.contains("k3s.yaml:2") && refused.contains("boot Flatcar"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn an_even_number_of_control_planes_is_taken_with_a_warning() {
     let loaded = judged(None, &DEFINITION.replace("count: 3", "count: 2"));
     let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
@@ -572,19 +595,31 @@ fn an_installer_is_run_on_the_definition_in_force_and_its_set_is_kept() {
     let file = file.to_str().expect("paths are text");
     let installer = fs::canonicalize("lab/openshift-install-fake").expect("it is there");
     let installer = installer.to_str().expect("paths are text");
-    let import = ["cluster", "import", "okd-production", "--installer", installer];
+    let import = [
+        "cluster",
+        "import",
+        "okd-production",
+        "--installer",
+        installer,
+    ];
 
     let (code, _, error) = at.typed(&import);
     assert_eq!(code, 1, "{error}");
-    assert!(error.contains("`reveille cluster apply` its definition first"), "{error}");
-    let (code, out, error) = at.typed(&["cluster", "apply", "-f", file]);
+    assert!(
+        error.contains("`reveille cluster apply` its definition first"),
+        "{error}"
+    );
+    let (code, out, error) = at.typed(&["cluster", "apply", "-f", file, "--wait=false"]);
     assert_eq!(code, 0, "{out}{error}");
     let (code, out, error) = at.typed(&import);
     assert_eq!(code, 0, "{out}{error}");
     assert!(out.contains("its certificates are fresh"), "{out}");
     let (code, out, _) = at.typed(&["cluster", "kubeconfig", "okd-production"]);
     assert_eq!(code, 0, "{out}");
-    assert!(out.contains("https://api.okd-production.lab.example:6443"), "{out}");
+    assert!(
+        out.contains("https://api.okd-production.lab.example:6443"),
+        "{out}"
+    );
 }
 
 #[test]

@@ -329,7 +329,7 @@ fn made(
         control_planes: 3,
         workers,
     };
-    let wanted = Wanted::of(&definition, &settings, site).expect("sound");
+    let wanted = Wanted::of(&definition, settings, site).expect("sound");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

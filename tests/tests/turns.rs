@@ -71,6 +71,19 @@ fn the_first_control_plane_gets_its_config_once_and_everybody_else_waits() {
     let sentence = "waits its turn in lab (bootstrap phase): bootstrapped not seen yet";
     assert!(waits.contains(sentence), "{waits}");
 
+    let mac = [
+        "simulate",
+        "--mac",
+        "52:54:00:aa:00:01",
+        "--stage",
+        "config",
+    ];
+    let shown = bastion.client(&mac);
+    assert!(
+        shown.contains("type: controlplane") && shown.contains("token: SECRET"),
+        "{shown}"
+    );
+
     let url = config_url(&head.script());
     let (status, _) = other.fetch(&url);
     assert_eq!(

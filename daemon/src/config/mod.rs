@@ -34,13 +34,18 @@ mod yaml;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
+use ignition::platform::{self, Platform};
 use netboot::cluster::{Before, ClusterName, PlacementFault, Seats, place};
+use netboot::event::Event;
 use netboot::link::{Link, LinkKind};
-use netboot::net::{LinkName, VlanId};
+use netboot::net::{LinkName, Timestamp, VlanId};
 use netboot::node::NodeSpec;
-use netboot::spec::{Item, Mode, NODES_MAX, SiteParts, SiteSpec, SpecFault};
+use netboot::site::Site;
+use netboot::spec::{ConfigSource, Item, Mode, NODES_MAX, Profile, SiteParts, SiteSpec, SpecFault};
 
+use crate::clusters::member;
 use crate::http::Ports;
 
 use clusters::{Beside, Change, Clusters, Definition, Part};
@@ -386,11 +391,38 @@ fn shape(link: &Link) -> (&LinkName, Option<VlanId>) {
     (&link.name, id)
 }
 
+/// What its platform could not write for a cluster's member.
+fn member_faults(
+    site: &Site,
+    node: &NodeSpec,
+    profile: &Profile,
+    subject: &ignition::Subject<'_>,
+) -> Vec<ignition::Fault> {
+    let ConfigSource::Platform(_) = profile.config else {
+        return Vec::new();
+    };
+    let written = site.member(&node.name).and_then(|place| {
+        let (spec, _) = site.cluster(&place.cluster)?;
+        let platform: Platform = spec.platform.parse().ok()?;
+        let (peers, server) = (member::peers(site, place), subject.network.subnet.network());
+        let member = member::membership(spec, place, node, server, &peers)?;
+        Some(platform::rehearse(platform, &member, profile, subject))
+    });
+    written.unwrap_or_default()
+}
+
 /// Renders each profile for one machine of each kind that its templates could tell apart by more than values.
 fn rehearse(spec: &SiteSpec, seats: Option<&Seats>, profiles: &Profiles, faults: &Faults) {
     let of_group = |node: &NodeSpec| {
         let (cluster, seat) = seats?.get(&node.name)?;
         Some(&spec.cluster(cluster)?.group(&seat.group)?.profile)
+    };
+    // As a bastion that has seen nothing yet would have it.
+    let filled = Event::SpecReplaced(Arc::new(spec.clone()));
+    let site = Site::default().apply(filled, Timestamp::default()).site;
+    let rank = |node: &NodeSpec| {
+        let member = site.member(&node.name)?;
+        Some((&member.cluster, member.role, member.index == 0))
     };
     let mut kinds = BTreeMap::new();
     for node in spec.nodes() {
@@ -404,6 +436,7 @@ fn rehearse(spec: &SiteSpec, seats: Option<&Seats>, profiles: &Profiles, faults:
             node.variables.keys().collect::<Vec<_>>(),
             (node.uuid.is_some(), node.serial.is_some()),
             node.disk.as_ref().map(|disk| disk.device().is_some()),
+            rank(node),
         );
         kinds.entry(kind).or_insert((profile, node));
     }
@@ -431,7 +464,11 @@ fn rehearse(spec: &SiteSpec, seats: Option<&Seats>, profiles: &Profiles, faults:
             generation: 0,
             urls: &ignition::sample_urls(server),
         };
-        for fault in ignition::rehearse(profile, &subject) {
+        let mut found = ignition::rehearse(profile, &subject);
+        found.extend(node.map_or_else(Vec::new, |node| {
+            member_faults(&site, node, profile, &subject)
+        }));
+        for fault in found {
             let place = profiles.place_of(&profile.name, fault.field, fault.line);
             let asker = match node {
                 Some(node) => format!("machine {}", node.name),

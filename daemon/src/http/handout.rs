@@ -14,13 +14,15 @@ use axum::{Json, Router};
 use ignition::platform::Platform;
 use ignition::secret::Secret;
 use netboot::attempt::Fact;
-use netboot::cluster::{ClusterName, Member};
+use netboot::cluster::{ClusterName, Member, Role};
 use netboot::net::Malformed;
 use serde::{Deserialize, Serialize};
 
 use super::control::{Changer, Reader};
 use super::words::Problem;
 use crate::bastion::Bastion;
+use crate::clusters::keyring::NoKeys;
+use crate::clusters::member;
 use crate::controller::now;
 use crate::okd::Wanted;
 use crate::vault::{KUBECONFIG, SECRET_BYTES_MAX, TALOSCONFIG, VaultError};
@@ -127,9 +129,17 @@ async fn import(
         return Err(Problem::new(StatusCode::CONFLICT, taken)
             .with_remedy("destroy the cluster and apply it again, or keep its secrets"));
     }
+    let planes = member::of_role(&site, spec, state, Role::ControlPlane);
+    let planes: Vec<_> = planes.map(|(_, _, address)| address).collect();
     let (spec, secret) = (Arc::clone(spec), Secret::new(body.to_vec()));
     let keyring = Arc::clone(&bastion.keyring);
-    let taken = tokio::task::spawn_blocking(move || keyring.import(&spec, &secret, now())).await;
+    // What administers the cluster is there as soon as the answer is.
+    let taken = tokio::task::spawn_blocking(move || {
+        let words = keyring.import(&spec, &secret, now())?;
+        keyring.prepare(&spec, &planes, now())?;
+        Ok::<_, NoKeys>(words)
+    })
+    .await;
     let taken = taken.expect("keeping secrets does not panic, and nobody aborts it");
     let words = taken.map_err(|why| {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why.to_string())

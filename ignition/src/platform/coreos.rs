@@ -35,6 +35,16 @@ pub(super) fn fetched(
         problem: problem.to_owned(),
         remedy: remedy.to_owned(),
     };
+    let flatcar = |argument: &String| argument.starts_with("flatcar.");
+    if profile.arguments.iter().any(flatcar) {
+        return Err(Fault {
+            field: "arguments",
+            ..fault(
+                "boot Flatcar, which has no CoreOS installer, and the profile's purpose is install",
+                "say `purpose: live`: Flatcar runs from memory and keeps its data on a disk that its config formats",
+            )
+        });
+    }
     let disk = subject.disk.ok_or_else(|| {
         fault(
             "is not named, and CoreOS' installer takes none of its own choice",

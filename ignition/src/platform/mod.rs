@@ -25,7 +25,7 @@ use netboot::cluster::{Course, Gate};
 use netboot::csr::{Bootstrapper, CsrPolicy};
 use netboot::endpoint::Port;
 use netboot::net::{Hostname, Malformed, Subnet};
-use netboot::spec::Profile;
+use netboot::spec::{ConfigSource, Profile};
 use serde_json::Value;
 
 use crate::secret::Secret;
@@ -214,6 +214,16 @@ pub enum Secrets {
 }
 
 impl Secrets {
+    /// Values that open nothing, for whoever wants to see or try the documents of a platform's members.
+    #[must_use]
+    pub fn stand_in(platform: Platform) -> Self {
+        match platform {
+            Platform::Okd => Self::Okd(okd::InstallerSet::stand_in()),
+            Platform::Talos => Self::Talos(talos::Bundle::stand_in()),
+            Platform::K3s => Self::K3s(k3s::Secrets::stand_in()),
+        }
+    }
+
     /// As the vault keeps them.
     #[must_use]
     pub fn seal(&self) -> Secret<Vec<u8>> {
@@ -235,6 +245,9 @@ impl Secrets {
         subject: &Subject<'_>,
         wanted: Document,
     ) -> Result<Option<String>, Fault> {
+        if profile.config != ConfigSource::Platform(wanted.format()) {
+            return Ok(None);
+        }
         match self {
             Self::Okd(set) => okd::document(member, set, profile, subject, wanted),
             Self::Talos(bundle) => talos::document(member, bundle, subject, wanted),
@@ -242,6 +255,24 @@ impl Secrets {
         }
     }
 }
+
+/// Writes everything that a member would read, with secrets that open nothing, and names what can't be written.
+#[must_use]
+pub fn rehearse(
+    platform: Platform,
+    member: &Membership<'_>,
+    profile: &Profile,
+    subject: &Subject<'_>,
+) -> Vec<Fault> {
+    let secrets = Secrets::stand_in(platform);
+    Document::ALL
+        .into_iter()
+        .filter_map(|wanted| secrets.document(member, profile, subject, wanted).err())
+        .collect()
+}
+
+/// What stands where a secret would, in documents that nobody boots from.
+pub(crate) const STAND_IN: &str = "SECRET";
 
 impl FromStr for Platform {
     type Err = Malformed;
@@ -356,6 +387,16 @@ impl Membership<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_stand_in_of_a_key_is_no_stand_in_of_a_token() {
+        let Secrets::Talos(bundle) = Secrets::stand_in(Platform::Talos) else {
+            unreachable!("Talos has a bundle");
+        };
+        for key in bundle.private_keys() {
+            assert_ne!(key.expose(), bundle.trustd_token.expose());
+        }
+    }
 
     #[test]
     fn a_platform_that_comes_later_is_refused_by_its_name() {

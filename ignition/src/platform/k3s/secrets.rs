@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroize;
 
-use crate::platform::kubeconfig;
 use crate::platform::talos::Certified;
+use crate::platform::{STAND_IN, kubeconfig};
 use crate::secret::Secret;
 
 /// Everything that would open the cluster.
@@ -52,6 +52,21 @@ impl Drop for Sealed {
 }
 
 impl Secrets {
+    /// Secrets that open nothing.
+    pub(in crate::platform) fn stand_in() -> Self {
+        let secret = || Secret::new(STAND_IN.to_owned());
+        Self {
+            server_ca: Certified::stand_in(),
+            client_ca: Certified::stand_in(),
+            request_header_ca: Certified::stand_in(),
+            etcd_server_ca: Certified::stand_in(),
+            etcd_peer_ca: Certified::stand_in(),
+            service_key: secret(),
+            server_password: secret(),
+            agent_password: secret(),
+        }
+    }
+
     /// The token with which servers join.
     #[must_use]
     pub fn server_token(&self) -> Secret<String> {

@@ -15,12 +15,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Read as _;
 
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use flate2::read::GzDecoder;
+use miniz_oxide::inflate::decompress_to_vec_with_limit;
 use netboot::net::{Hostname, Timestamp};
 use serde_json::Value;
 
@@ -117,6 +116,19 @@ pub struct InstallerSet {
 }
 
 impl InstallerSet {
+    /// A set whose configs do nothing.
+    pub(in crate::platform) fn stand_in() -> Self {
+        let config = r#"{"ignition":{"version":"3.2.0"}}"#;
+        let files = File::ALL.map(|file| (file, Secret::new(config.to_owned())));
+        Self {
+            files: files.into_iter().collect(),
+            versions: BTreeMap::new(),
+            cluster: String::new(),
+            hosts: BTreeMap::new(),
+            life: Life::default(),
+        }
+    }
+
     /// Reads a set; `text` gives each file, `None` where there is none.
     ///
     /// # Errors
@@ -466,15 +478,36 @@ fn data(resource: &Value) -> Option<String> {
     }
     let mut bytes = LENIENT.decode(body).ok()?;
     if resource["compression"].as_str() == Some("gzip") {
-        let mut inflated = Vec::new();
-        let most = INFLATED_MAX as u64;
-        // A stream that breaks off is read as far as it goes.
-        let _ = GzDecoder::new(bytes.as_slice())
-            .take(most)
-            .read_to_end(&mut inflated);
-        bytes = inflated;
+        bytes = inflated(&bytes).unwrap_or_default();
     }
     Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What a gzip member holds (RFC 1952, section 2.3); a stream that breaks off is read as far as it goes.
+fn inflated(member: &[u8]) -> Option<Vec<u8>> {
+    const CHECK: u8 = 2;
+    const EXTRA: u8 = 4;
+    const NAME: u8 = 8;
+    const COMMENT: u8 = 16;
+    let (head, mut rest) = member.split_at_checked(10)?;
+    let [0x1f, 0x8b, 8, flags, ..] = *head else {
+        return None;
+    };
+    if flags & EXTRA != 0 {
+        let (length, after) = rest.split_first_chunk()?;
+        rest = after.get(usize::from(u16::from_le_bytes(*length))..)?;
+    }
+    for text in [NAME, COMMENT] {
+        if flags & text != 0 {
+            let end = rest.iter().position(|byte| *byte == 0)?;
+            rest = &rest[end + 1..];
+        }
+    }
+    if flags & CHECK != 0 {
+        rest = rest.get(2..)?;
+    }
+    let done = decompress_to_vec_with_limit(rest, INFLATED_MAX);
+    Some(done.unwrap_or_else(|broken| broken.output))
 }
 
 /// Calls `look` with every PEM text that stands in base64 within another text, as in kubeconfigs and Secrets.

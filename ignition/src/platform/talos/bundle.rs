@@ -16,6 +16,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 use super::pem;
+use crate::platform::STAND_IN;
 use crate::secret::Secret;
 
 /// The secrets of one cluster.
@@ -52,6 +53,17 @@ pub struct Certified {
     pub key: Secret<String>,
 }
 
+impl Certified {
+    /// A pair that nobody believes.
+    pub(in crate::platform) fn stand_in() -> Self {
+        Self {
+            certificate: STAND_IN.to_owned(),
+            // Unlike the tokens that every member has, for no worker may be told a key.
+            key: Secret::new(format!("{STAND_IN} KEY")),
+        }
+    }
+}
+
 /// How the API's secrets are encrypted in etcd, with 32 bytes as base64.
 #[derive(Clone, Debug)]
 pub enum Encryption {
@@ -76,6 +88,23 @@ pub struct BundleFault {
 }
 
 impl Bundle {
+    /// A bundle that opens nothing.
+    pub(in crate::platform) fn stand_in() -> Self {
+        let secret = || Secret::new(STAND_IN.to_owned());
+        Self {
+            cluster_id: STAND_IN.to_owned(),
+            cluster_secret: secret(),
+            bootstrap_token: secret(),
+            encryption: Encryption::Secretbox(secret()),
+            trustd_token: secret(),
+            etcd: Certified::stand_in(),
+            kubernetes: Certified::stand_in(),
+            aggregator: Certified::stand_in(),
+            service_account: Certified::stand_in().key,
+            os: Certified::stand_in(),
+        }
+    }
+
     /// Reads `secrets.yaml`, or the same as JSON.
     ///
     /// # Errors
