@@ -174,7 +174,7 @@ roots() {
 # Programs that would take over the network of whatever they are installed on: unpacked with what they need beyond the Debian
 # root, to be laid over it. Debian's older packages still have a /lib of their own, hence the links.
 managers() {
-  local wanted="network-manager netplan.io ifupdown nftables" stamp package
+  local wanted="network-manager netplan.io ifupdown nftables systemd-resolved" stamp package
   stamp="$(cat "$cache/root.stamp"), $wanted"
   [ "$(cat "$cache/managers.stamp" 2>/dev/null)" = "$stamp" ] && return 0
   say "unpacking $wanted"

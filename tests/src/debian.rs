@@ -76,15 +76,38 @@ impl<'a> Debian<'a> {
     pub fn network_manager(&self, timeline: &Timeline) -> [Process; 2] {
         let config = "[main]\nplugins=keyfile\ndns=none\nauth-polkit=false\n";
         self.write("/etc/NetworkManager/conf.d/lab.conf", 0o644, config);
+        let bus = self.bus(timeline);
+        let mut manager = self.command("NetworkManager");
+        manager.arg("--no-daemon");
+        let manager = self.netns.start(timeline, "NetworkManager", manager);
+        [manager, bus]
+    }
+
+    /// systemd-resolved asking one server for everything, and the bus that `resolvectl` asks it over.
+    pub fn resolved(&self, timeline: &Timeline, server: &str) -> [Process; 2] {
+        let config = format!("[Resolve]\nDNS={server}\nDomains=~.\nLLMNR=no\nMulticastDNS=no\n");
+        self.write("/etc/systemd/resolved.conf", 0o644, &config);
+        // The user that it becomes.
+        self.output("systemd-sysusers", &[]);
+        self.output(
+            "sh",
+            &[
+                "-c",
+                "mkdir -p /run/systemd/resolve && chown systemd-resolve: /run/systemd/resolve",
+            ],
+        );
+        let bus = self.bus(timeline);
+        let command = self.command("/lib/systemd/systemd-resolved");
+        [self.netns.start(timeline, "resolved", command), bus]
+    }
+
+    fn bus(&self, timeline: &Timeline) -> Process {
         self.output("mkdir", &["-p", "/run/dbus"]);
         let mut bus = self.command("dbus-daemon");
         bus.args(["--system", "--nofork", "--nopidfile", "--print-address"]);
         let bus = self.netns.start(timeline, "bus", bus);
         bus.wait_for("unix:path=", Duration::from_secs(10));
-        let mut manager = self.command("NetworkManager");
-        manager.arg("--no-daemon");
-        let manager = self.netns.start(timeline, "NetworkManager", manager);
-        [manager, bus]
+        bus
     }
 
     /// Runs a program of the tree to its end: everything it printed, and whether it went well.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::bastion::Bastion;
+use tests::debian::Debian;
 use tests::lab::{Lab, until};
 use tests::netns::Netns;
 use tests::process::{self, Process};
@@ -235,6 +236,35 @@ fn each_side_is_told_every_record_of_its_own_and_none_of_the_other_s() {
             }
         }
     }
+}
+
+#[test]
+fn systemd_resolved_is_told_names_addresses_and_what_is_not_there() {
+    let world = World::new("203.0.113.53");
+    let _upstream = world.dnsmasq();
+    let _bastion = world.bastion();
+    world.machine.ip("link set lo up");
+    let debian = Debian::over(&world.machine);
+    let _resolved = debian.resolved(&world.lab.timeline, "10.107.0.1");
+    let query = |words: &[&str]| {
+        let words = [&["--no-pager", "--legend=no", "query"], words].concat();
+        debian.try_output("resolvectl", &words)
+    };
+    until("systemd-resolved to answer", LIMIT, || {
+        query(&["node-1.lab.example"]).is_ok()
+    });
+    for (asked, told) in [
+        ("node-2.lab.example", "10.107.0.12"),
+        ("10.107.0.12", "node-2.lab.example"),
+        ("registry.lab.example", "fd00:107::1"),
+        ("shop.web.lab.example", "10.107.0.1"),
+        ("www.example.org", "198.51.100.80"),
+    ] {
+        let said = query(&[asked]).unwrap_or_else(|error| panic!("{asked}: {error}"));
+        assert!(said.contains(told), "{asked}: {said}");
+    }
+    let refused = query(&["nobody.example.org"]).expect_err("nobody is called that");
+    assert!(refused.contains("not found"), "{refused}");
 }
 
 #[test]
