@@ -8,18 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::http::StatusCode;
 use netboot::attempt::Fact;
-use netboot::cluster::ClusterName;
+use netboot::cluster::{BEGUN, ClusterName};
 use netboot::event::{Event, Outcome};
 use netboot::net::{LinkName, NodeName, Timestamp};
 use netboot::node::NodeRecord;
 use netboot::site::Site;
 use netboot::spec::SiteSpec;
+use netboot::zone::DnsMode;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::balancer::command::RequirementsReport;
 use crate::balancer::{Balancer, ListenerStatus};
 use crate::clusters::keyring::Keyring;
+use crate::clusters::unknown;
 use crate::config::clusters::Change;
 use crate::config::{self, Loaded, Report, Settings};
 use crate::controller::{Controller, now};
@@ -38,7 +40,7 @@ use crate::loaders::Tftp;
 use crate::ntp::Time;
 use crate::places::Options;
 use crate::plan;
-use crate::preflight::{self, Scene, Verified};
+use crate::preflight::{self, Check, Focus, Scene, Verified};
 use crate::ra::QuietIpv6;
 use crate::simulate::Stand;
 use crate::status::{Health, NodeStatus, RefusedSite, SiteFiles, Status, Surroundings};
@@ -156,11 +158,19 @@ impl Bastion {
         RequirementsReport::of(&site, self.settings.balancer, &self.balancer.status())
     }
 
-    /// Checks what machines will meet. One at a time: two would hear each other.
+    /// Checks what machines will meet, or those of one cluster. One at a time: two would hear each other.
     ///
     /// # Errors
-    /// Another one runs.
-    pub async fn preflight(&self, by: &str) -> Result<preflight::Report, Problem> {
+    /// Another one runs, or nobody knows the cluster.
+    pub async fn preflight(
+        &self,
+        by: &str,
+        cluster: Option<ClusterName>,
+    ) -> Result<preflight::Report, Problem> {
+        let site = self.controller.snapshot().load();
+        if let Some(name) = cluster.as_ref().filter(|name| site.cluster(name).is_none()) {
+            return Err(unknown(name));
+        }
         let Ok(verified) = self.preflights.try_lock() else {
             return Err(
                 Problem::new(StatusCode::CONFLICT, "another preflight is under way")
@@ -168,29 +178,101 @@ impl Bastion {
             );
         };
         tracing::info!(%by, "preflight");
-        let act = "preflight".into();
-        let by = by.to_owned();
-        let fact = Fact::Person {
-            act,
-            by,
-            detail: None,
+        let detail = cluster.as_ref().map(ToString::to_string);
+        self.person("preflight", by, detail);
+        let focus = cluster.map(|name| self.focus(name, &site, true));
+        Ok(self.look_around(&site, &site, focus, &verified).await)
+    }
+
+    /// Refuses to start a cluster where its machines would meet a failed check. One that has begun is let alone.
+    ///
+    /// # Errors
+    /// The failed checks.
+    pub(crate) async fn must_pass(
+        &self,
+        name: &ClusterName,
+        wanted: SiteSpec,
+    ) -> Result<(), Problem> {
+        let site = self.controller.snapshot().load();
+        let begun = BEGUN.parse().expect("a fact's name is one label");
+        let known = site.cluster(name);
+        if known.is_some_and(|(_, state)| state.knows(&begun, None)) {
+            return Ok(());
+        }
+        let in_force = known.is_some();
+        let wanted = Event::SpecReplaced(Arc::new(wanted));
+        let after = Arc::new(site.apply(wanted, now()).site);
+        let verified = self.preflights.lock().await;
+        let focus = self.focus(name.clone(), &after, in_force);
+        // Our own server tells the names of the site in force; others must know those of the one to come.
+        let told = match after.spec().dns().mode {
+            DnsMode::Serve => &site,
+            DnsMode::External | DnsMode::Off => &after,
         };
-        self.ledger.note(None, None, fact);
-        let (site, links) = (
-            self.controller.snapshot().load(),
-            self.links.borrow().clone(),
-        );
+        let report = self.look_around(&after, told, Some(focus), &verified).await;
+        let red = preflight::blocks(&report.checks, &[]);
+        if red.is_empty() {
+            return Ok(());
+        }
+        let told = |check: &&Check| {
+            let Check {
+                id,
+                subject,
+                evidence,
+                remedy,
+                ..
+            } = check;
+            let remedy = remedy.as_deref().unwrap_or_default();
+            format!("{} ({subject}): {evidence}\n    {remedy}", id.word())
+        };
+        Err(Problem {
+            causes: red.iter().map(told).collect(),
+            ..Problem::new(
+                StatusCode::CONFLICT,
+                format!("preflight of {name} fails; nothing changed"),
+            )
+            .with_remedy(
+                "mend what is named above and apply again, or apply with --ignore-preflight",
+            )
+        })
+    }
+
+    fn focus(&self, name: ClusterName, site: &Arc<Site>, in_force: bool) -> Focus {
+        let listeners = self.balancer.status();
+        let listens = listeners.iter().flat_map(|listener| {
+            let at = listener.addresses.iter();
+            at.map(|at| (*at, listener.cluster.clone()))
+        });
+        Focus {
+            name,
+            site: Arc::clone(site),
+            in_force,
+            balances: self.settings.balancer.is_ours(),
+            public: self.settings.public_links.clone(),
+            listens: listens.collect(),
+        }
+    }
+
+    async fn look_around(
+        &self,
+        site: &Site,
+        told: &Site,
+        focus: Option<Focus>,
+        verified: &Arc<Verified>,
+    ) -> preflight::Report {
+        let links = self.links.borrow().clone();
         let trust = |cluster: &ClusterName| elsewhere::trust(&self.keyring, cluster);
         let scene = Scene {
-            names: dns::names(&site, &links),
-            elsewhere: elsewhere::questions(&site, &links, trust),
+            names: dns::names(told, &links),
+            elsewhere: elsewhere::questions(site, &links, trust),
             spec: Arc::clone(site.spec()),
             links,
             ports: self.settings.ports(),
             state: self.options.state.clone(),
+            focus,
             at: now(),
         };
-        Ok(preflight::run(scene, Arc::clone(&verified), |_| ()).await)
+        preflight::run(scene, Arc::clone(verified), |_| ()).await
     }
 
     /// Asks the servers which links they can't serve.

@@ -175,6 +175,9 @@ pub struct SimulateOptions {
 /// What is checked, and what does not count.
 #[derive(Debug, Args)]
 pub struct PreflightOptions {
+    /// Only what matters to this cluster, and what it needs besides
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: Option<ClusterName>,
     /// Check by these files from this process, as root, instead of asking the daemon
     #[arg(long, value_name = "DIR")]
     pub site: Option<PathBuf>,
@@ -353,6 +356,9 @@ pub struct ClusterApplyOptions {
     /// its `waitForCluster` says; `--wait=false` returns at once
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub wait: Option<bool>,
+    /// Put it in force although a check of `reveille preflight CLUSTER` fails
+    #[arg(long)]
+    pub ignore_preflight: bool,
 }
 
 /// What can be done about the bastion's own network.

@@ -16,6 +16,7 @@ mod placement;
 mod record;
 mod services;
 mod settling;
+mod target;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,10 +32,11 @@ pub use record::{
     BootstrapCall, ClusterRecord, ClusterState, FactKey, Known, Look, MemberRecord, Seat, Seen,
 };
 pub use services::{
-    Down, Host, Provider, SERVICE_NAME_MAX, Service, ServiceFault, ServiceKind, ServiceName,
-    ServiceState, Target, start_order,
+    Down, Provider, SERVICE_NAME_MAX, Service, ServiceFault, ServiceKind, ServiceName,
+    ServiceState, start_order,
 };
 pub use settling::Settling;
+pub use target::{Host, Target};
 
 /// The fact that a member is ready for work; any other fact of a member says no more than that its system runs.
 pub const NODE_READY: &str = "node-ready";

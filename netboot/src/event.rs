@@ -110,6 +110,8 @@ pub enum Event {
     BootstrapIntended(ClusterName),
     /// It runs.
     BootstrapDone(ClusterName),
+    /// A cluster is being taken away: so many of its services, the last of the start order, are stopped; 0 starts them again.
+    ServicesStopped(ClusterName, usize),
     /// A person is done with a cluster that no definition wants any more.
     ClusterForgotten(ClusterName),
 }
@@ -267,6 +269,10 @@ impl Site {
             }
             Event::BootstrapDone(cluster) => {
                 draft.clusters(now).bootstrap_done(&cluster);
+                Outcome::Done
+            }
+            Event::ServicesStopped(cluster, count) => {
+                draft.clusters(now).stopped(&cluster, count);
                 Outcome::Done
             }
             Event::ClusterForgotten(cluster) => match draft.clusters(now).forget(&cluster) {

@@ -304,6 +304,25 @@ proptest! {
             // Whose turn it is, is another question.
             prop_assert!(state.turn(&spec, &member).is_ok());
         }
+        // Stopping is the same order, backwards: what still runs is the beginning of it.
+        let before: Vec<&ServiceName> = order
+            .iter()
+            .map(|service| &service.name)
+            .filter(|own| state.watched(&spec).any(|service| service.name == **own))
+            .collect();
+        for stopped in 0..=order.len() {
+            state.stopped = stopped;
+            let left: BTreeSet<&ServiceName> =
+                state.watched(&spec).map(|service| &service.name).collect();
+            let gone: BTreeSet<&ServiceName> =
+                order.iter().rev().take(stopped).map(|service| &service.name).collect();
+            for own in &before {
+                prop_assert_eq!(left.contains(own), !gone.contains(own));
+            }
+            let leans = |own: &ServiceName| left.iter().any(|other| by_name[other].depends_on.contains(own));
+            prop_assert!(!gone.iter().any(|own| leans(own)), "one runs without what it depends on");
+        }
+        state.stopped = 0;
         // When all that is looked at is well, everything comes up, in as many rounds as there are services.
         for _ in &spec.needs {
             let watched: Vec<Service> = state.watched(&spec).cloned().collect();

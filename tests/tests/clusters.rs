@@ -514,7 +514,18 @@ fn a_cluster_is_planned_applied_once_remembered_shown_and_destroyed() {
 
     // Its `waitForCluster` would wait for machines that are not there.
     let apply = ["cluster", "apply", "-f", file, "--wait=false"];
-    let (code, out, error) = at.typed(&apply);
+    let (code, _, error) = at.typed(&apply);
+    let told = [
+        "preflight of okd-production fails; nothing changed",
+        "--ignore-preflight",
+    ];
+    assert!(
+        code == 1 && told.iter().all(|told| error.contains(told)),
+        "{error}"
+    );
+    assert_eq!(at.json(&["cluster", "list"]), serde_json::json!([]));
+    // There is no link at all here, and nothing boots.
+    let (code, out, error) = at.typed(&[&apply[..], &["--ignore-preflight"]].concat());
     assert_eq!(code, 0, "{out}{error}");
     let generation = at.json(&["status"])["generation"].clone();
     let (code, out, _) = at.typed(&apply);
@@ -609,7 +620,16 @@ fn an_installer_is_run_on_the_definition_in_force_and_its_set_is_kept() {
         error.contains("`reveille cluster apply` its definition first"),
         "{error}"
     );
-    let (code, out, error) = at.typed(&["cluster", "apply", "-f", file, "--wait=false"]);
+    // There is no link here at all, so preflight fails.
+    let apply = [
+        "cluster",
+        "apply",
+        "-f",
+        file,
+        "--wait=false",
+        "--ignore-preflight",
+    ];
+    let (code, out, error) = at.typed(&apply);
     assert_eq!(code, 0, "{out}{error}");
     let (code, out, error) = at.typed(&import);
     assert_eq!(code, 0, "{out}{error}");

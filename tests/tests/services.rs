@@ -254,3 +254,97 @@ fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and
     });
     assert_eq!(api().trim(), "10.107.0.1");
 }
+
+#[test]
+fn a_cluster_whose_machines_would_meet_a_failed_check_is_not_put_in_force() {
+    let lab = Lab::flat(0);
+    let head = joined(&lab, "m1", "52:54:00:aa:00:01", "10.107.0.11");
+    let root = lab.path("given");
+    given(&root);
+    let definition = lab.path("lab.yaml");
+    let own =
+        "  - { name: storage, type: STORAGE, configuration: { address: \"10.107.0.50:2049\" } }\n";
+    let text = CLUSTER
+        .replace(own, "")
+        .replace(", dependsOn: [storage]", "");
+    fs::write(&definition, text).expect("written");
+    fs::remove_dir_all(root.join("clusters")).expect("removed");
+    let mut bastion = Bastion::new(&lab, &root);
+    let kernel = lab.path("vmlinuz");
+    fs::write(&kernel, "a kernel").expect("written");
+    bastion.import(&kernel, "vmlinuz");
+    bastion.start();
+    lab.answers_tcp(8080);
+    let file = definition.to_str().expect("paths are text");
+    let apply = || {
+        bastion
+            .operator()
+            .command(&["cluster", "apply", "-f", file])
+    };
+
+    let squatter = lab
+        .netns
+        .run(|| TcpListener::bind("10.107.0.1:6443").expect("free"));
+    let why = apply().expect_err("the port is taken");
+    let us = format!("(process {})", std::process::id());
+    for told in [
+        "preflight of lab fails; nothing changed",
+        "cluster-ports (cluster lab): 10.107.0.1:6443 is taken by ",
+        &us,
+        "--ignore-preflight",
+    ] {
+        assert!(why.contains(told), "{told}: {why}");
+    }
+    drop(squatter);
+    // Its names and its balancer come with it, so their absence stops nothing; the monitoring is optional.
+    apply().unwrap_or_else(|why| panic!("{why}"));
+    until("its services to be up", LIMIT, || {
+        let now = status(&bastion);
+        ["api", "names", "leases", "boot"]
+            .iter()
+            .all(|name| service(&now, name).0 == "up")
+    });
+    until("its secrets to be made", LIMIT, || {
+        script(&head).contains("talos.config=")
+    });
+    let report = bastion.client(&["preflight", "lab", "--json"]);
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    let result = |id: &str| -> Vec<&str> {
+        let checks = report["checks"].as_array().expect("a list").iter();
+        let of_id = checks.filter(|check| check["id"] == id);
+        of_id
+            .map(|check| check["result"].as_str().expect("a word"))
+            .collect()
+    };
+    for id in [
+        "cluster-machines",
+        "cluster-names",
+        "cluster-ports",
+        "cluster-secrets",
+    ] {
+        assert_eq!(result(id), ["pass"], "{id}: {report:#}");
+    }
+    let services = result("cluster-services");
+    assert_eq!(
+        services.iter().filter(|one| **one == "pass").count(),
+        5,
+        "{report:#}"
+    );
+    assert_eq!(
+        services.iter().filter(|one| **one == "warn").count(),
+        1,
+        "{report:#}"
+    );
+    let unknown = bastion.operator().command(&["preflight", "prod"]);
+    let unknown = unknown.expect_err("nobody knows it");
+    assert!(unknown.contains("there is no cluster prod"), "{unknown}");
+
+    bastion.client(&["cluster", "destroy", "lab", "--confirm", "lab"]);
+    assert_eq!(listeners(&bastion), 0);
+    let told = lab.timeline.told();
+    let stopped = |name: &str| told.find(&format!("stopped cluster=lab service={name}"));
+    assert!(
+        stopped("api").is_some() && stopped("api") < stopped("names"),
+        "{told}"
+    );
+}

@@ -110,7 +110,13 @@ fn members(site: &SiteSpec, spec: &ClusterSpec, state: &ClusterState) -> Vec<Mem
     state.members.iter().filter_map(member).collect()
 }
 
-fn ground(site: &SiteSpec, spec: &ClusterSpec, links: &Links, public: &[LinkName]) -> Ground {
+/// Where a cluster's ports are listened on.
+pub(crate) fn ground(
+    site: &SiteSpec,
+    spec: &ClusterSpec,
+    links: &Links,
+    public: &[LinkName],
+) -> Ground {
     let place = |name: &LinkName, address: fn(&Link, Ipv4Net) -> Option<Ipv4Addr>, subnet| {
         let link = links.get(name.as_str())?;
         Some(Place {

@@ -16,6 +16,7 @@ use crate::client::{Ask, ask, clear_screen};
 use crate::failure::{Exit, Failure, print};
 use crate::handout;
 use crate::http::clusters::DEFINITION_BYTES_MAX;
+use crate::preflight::progress;
 use crate::show::{json, moment, table, table_text};
 
 const WATCH_TIME: Duration = Duration::from_secs(1);
@@ -42,8 +43,19 @@ pub fn run(command: ClusterCommand) -> Result<(), Failure> {
         ClusterCommand::Kubeconfig(options) => handout::run(&options, "kubeconfig"),
         ClusterCommand::Talosconfig(options) => handout::run(&options, "talosconfig"),
         ClusterCommand::Apply(options) => {
-            let ClusterApplyOptions { definition, wait } = options;
-            let done: ClusterApplied = send("/api/v1/clusters/provision", &definition)?;
+            let ClusterApplyOptions {
+                definition,
+                wait,
+                ignore_preflight,
+            } = options;
+            let query = format!("ignore-preflight={ignore_preflight}");
+            let progress = progress();
+            if !ignore_preflight {
+                progress.set_message("the daemon looks around before, for up to 15 s");
+            }
+            let done = send::<ClusterApplied>("provision", Some(query), &definition);
+            progress.finish_and_clear();
+            let done = done?;
             print(&match (definition.json, done.changed) {
                 (true, _) => json(&done),
                 (false, true) => applied_text(&done),
@@ -56,7 +68,7 @@ pub fn run(command: ClusterCommand) -> Result<(), Failure> {
             }
         }
         ClusterCommand::Plan(options) => {
-            let plan: ClusterPlan = send("/api/v1/clusters/plan", &options)?;
+            let plan: ClusterPlan = send("plan", None, &options)?;
             print(&if options.json {
                 json(&plan)
             } else {
@@ -180,17 +192,18 @@ fn follow(name: &ClusterName, minutes: Option<u16>, socket: &Socket) -> Result<(
 }
 
 fn send<Answer: serde::de::DeserializeOwned>(
-    path: &str,
+    act: &str,
+    query: Option<String>,
     options: &DefinitionOptions,
 ) -> Result<Answer, Failure> {
     let text = read(&options.file)?;
     // Faults name the file; a name that would need escaping is left out.
     let file = options.file.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
-    let path = match file.chars().all(plain) && file != "-" {
-        true => format!("{path}?file={file}"),
-        false => path.to_owned(),
-    };
+    let named = file.chars().all(plain) && file != "-";
+    let file = named.then(|| format!("file={file}"));
+    let query: Vec<String> = query.into_iter().chain(file).collect();
+    let path = format!("/api/v1/clusters/{act}?{}", query.join("&"));
     ask(&options.socket, &Ask::post(&path, &text))
 }
 
@@ -221,7 +234,7 @@ fn applied_text(done: &ClusterApplied) -> String {
         text += &format!("warning: {warning}\n");
     }
     text + &format!(
-        "{name} is in force with {} machines; before they power on: `reveille preflight`, then `reveille cluster status {name} --watch`\n",
+        "{name} is in force with {} machines; before they power on: `reveille preflight {name}`, then `reveille cluster status {name} --watch`\n",
         done.plan.machines.len()
     )
 }
@@ -295,6 +308,9 @@ fn plan_text(plan: &ClusterPlan) -> String {
     text += &format!("\n{}", table_text(&artefacts));
     for warning in &plan.warnings {
         text += &format!("\nwarning: {warning}\n");
+    }
+    if plan.changed {
+        text += "\nan apply looks around first, as `reveille preflight` does, and changes nothing while a check fails\n";
     }
     text
 }

@@ -78,15 +78,26 @@ impl Bastion {
         planned(&loaded, &site)
     }
 
-    /// Keeps a definition and puts it in force, with the site's files as a reload would.
+    /// Keeps a definition and puts it in force, with the site's files as a reload would. A cluster that has not begun is
+    /// checked before, unless somebody takes that on himself.
     ///
     /// # Errors
-    /// Faults, in which case nothing changed; or the disk's refusal.
+    /// Faults or failed checks, in which case nothing changed; or the disk's refusal.
     pub(crate) async fn apply_cluster(
         &self,
         offer: Offer,
+        ignore_preflight: bool,
         by: &str,
     ) -> Result<ClusterApplied, Problem> {
+        if !ignore_preflight {
+            let site = self.controller.snapshot().load();
+            let loaded = load_changed(&self.options, Change::Put(offer.clone())).await;
+            let loaded = loaded.map_err(|report| not_taken(&report))?;
+            let plan = planned(&loaded, &site)?;
+            if plan.changed {
+                self.must_pass(&plan.name, loaded.spec).await?;
+            }
+        }
         let _one_at_a_time = self.reloads.lock().await;
         let site = self.controller.snapshot().load();
         let loaded = load_changed(&self.options, Change::Put(offer.clone())).await;
@@ -149,10 +160,19 @@ impl Bastion {
         }
         let released =
             record.map_or_else(Vec::new, |record| record.seats.keys().cloned().collect());
+        services::stop(self, name).await?;
         let removed = remove(path.clone()).await;
-        removed.map_err(|error| disk("removing the definition", &path, &error))?;
-        if site.spec().cluster(name).is_some() {
-            self.take_whole(loaded.settings, loaded.spec, by).await?;
+        let removed = removed.map_err(|error| disk("removing the definition", &path, &error));
+        let taken = match removed {
+            Ok(()) if site.spec().cluster(name).is_some() => {
+                let taken = self.take_whole(loaded.settings, loaded.spec, by).await;
+                taken.map(|_| ())
+            }
+            other => other,
+        };
+        if let Err(problem) = taken {
+            services::start_again(self, name).await;
+            return Err(problem);
         }
         if record.is_some() {
             let forgotten = Event::ClusterForgotten(name.clone());

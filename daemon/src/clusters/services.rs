@@ -5,8 +5,8 @@
 //!   targets of others, less often                ──look──▶            └──▶ `status`: a condition for each service
 //! ```
 //!
-//! What follows from a look is decided in `netboot`; nothing is started or stopped here. The balancer's view of the site
-//! and the names leave out what is not started yet, and take it in by themselves.
+//! What follows from a look is decided in `netboot`. The balancer's view of the site and the names leave out what is not
+//! started, and take it in by themselves. A cluster that is taken away has its services stopped in the reverse order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -41,11 +41,14 @@ const LOOK_TIME: Duration = Duration::from_secs(1);
 const LOOK_AT_OTHERS_TIME: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(10)];
 /// How long others may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(3);
+/// How long the balancer may take to let go of a cluster, and between two looks whether it has.
+const STOP_TIME: Duration = Duration::from_secs(3);
+const STOP_LOOK_TIME: Duration = Duration::from_millis(50);
 /// Of an answer, the part that is read: its status line is at its beginning.
 const ANSWER_BYTES_MAX: u64 = 1024;
 
 /// What was seen, good or bad, in words.
-type Looked = Result<String, String>;
+pub(crate) type Looked = Result<String, String>;
 
 /// Looks at the services of every cluster until `stop`.
 ///
@@ -112,6 +115,44 @@ pub(crate) async fn watch(
     }
 }
 
+/// Stops the services of a cluster that is in force, the last of the start order first, each once the one before is seen to
+/// be gone.
+///
+/// # Errors
+/// [`NotWritten::Stopping`] when the controller is gone.
+pub(super) async fn stop(bastion: &Bastion, name: &ClusterName) -> Result<(), NotWritten> {
+    let site = bastion.controller.snapshot().load();
+    let Some((spec, state)) = site.cluster(name) else {
+        return Ok(());
+    };
+    let order = state.services(spec);
+    for (index, (service, _)) in order.iter().rev().enumerate() {
+        let event = Event::ServicesStopped(name.clone(), index + 1);
+        bastion.controller.apply(event).await?;
+        // Names are gone with the event. Listeners are gone when the balancer says so, and it has its time.
+        let mut tries = (STOP_TIME.as_millis() / STOP_LOOK_TIME.as_millis()) as u32;
+        let listens = || {
+            let all = bastion.balancer.status();
+            all.iter().any(|listener| listener.cluster == name.as_str())
+        };
+        while service.kind == ServiceKind::LoadBalancer && tries > 0 && listens() {
+            tokio::time::sleep(STOP_LOOK_TIME).await;
+            tries -= 1;
+        }
+        tracing::info!(cluster = %name, service = %service.name, "stopped");
+    }
+    Ok(())
+}
+
+/// The cluster stays after all.
+pub(super) async fn start_again(bastion: &Bastion, name: &ClusterName) {
+    // Where it can't be said, nobody is served any more either.
+    let _ = bastion
+        .controller
+        .apply(Event::ServicesStopped(name.clone(), 0))
+        .await;
+}
+
 /// The first boot of a cluster's machines, until it is known.
 fn begun(site: &Site, state: &ClusterState) -> Option<Seen> {
     let fact: FactName = BEGUN.parse().ok()?;
@@ -146,7 +187,10 @@ fn tell(bastion: &Bastion) {
                 ServiceState::Failed(_) | ServiceState::Waits(_) => {
                     health.ill(&subject, how.to_string());
                 }
-                ServiceState::Starting | ServiceState::Trusted | ServiceState::Off => continue,
+                ServiceState::Starting
+                | ServiceState::Trusted
+                | ServiceState::Off
+                | ServiceState::Stopped => continue,
             }
             subjects.insert(subject);
         }
@@ -354,7 +398,7 @@ fn listed(addresses: &[Ipv4Addr]) -> String {
 }
 
 /// Looks at what others have: a connection, and an answer where a path is asked for.
-async fn reach(target: &Target) -> Looked {
+pub(crate) async fn reach(target: &Target) -> Looked {
     let remedy = "start it, let the bastion through, or correct `configuration`";
     match timeout(ANSWER_TIME, ask(target)).await {
         Ok(Ok(words)) => Ok(words),

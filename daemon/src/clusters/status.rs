@@ -80,7 +80,7 @@ pub struct ServiceStatus {
     pub mode: String,
     /// Whether the cluster waits for it.
     pub required: bool,
-    /// `up`, `starting`, `waits`, `failed`, `by others` or `off`.
+    /// `up`, `starting`, `waits`, `failed`, `by others`, `off` or `stopped`.
     pub state: String,
     /// The same in a sentence: what was seen, or what it waits for.
     pub detail: String,

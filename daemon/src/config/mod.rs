@@ -109,6 +109,14 @@ pub enum BalancerEngine {
     Off,
 }
 
+impl BalancerEngine {
+    /// Whether the bastion itself takes connections.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Embedded | Self::Haproxy)
+    }
+}
+
 impl Settings {
     /// The ports of boot HTTP.
     #[must_use]

@@ -19,6 +19,7 @@ use crate::clusters::status::{ClusterStatus, ClusterSummary};
 use crate::clusters::{ClusterApplied, ClusterDestroyed, unknown};
 use crate::config::clusters::Offer;
 use crate::controller::now;
+use crate::preflight::Report;
 
 /// Bytes of a definition.
 pub const DEFINITION_BYTES_MAX: usize = 4 << 20;
@@ -34,6 +35,7 @@ pub fn routes() -> Router<Arc<Bastion>> {
         .route("/api/v1/clusters/provision", post(provision))
         .route("/api/v1/clusters/plan", post(plan))
         .route("/api/v1/clusters/{name}", get(one).delete(destroy))
+        .route("/api/v1/clusters/{name}/validate", post(validate))
         .layer(DefaultBodyLimit::max(DEFINITION_BYTES_MAX))
 }
 
@@ -42,6 +44,9 @@ pub fn routes() -> Router<Arc<Bastion>> {
 struct Sent {
     /// What its faults call its file.
     file: Option<String>,
+    /// A failed check refuses nothing.
+    #[serde(default, rename = "ignore-preflight")]
+    ignore_preflight: bool,
 }
 
 /// What a destroy must be asked with.
@@ -109,10 +114,20 @@ async fn provision(
     Query(sent): Query<Sent>,
     body: Bytes,
 ) -> Result<Json<ClusterApplied>, Problem> {
+    let ignore_preflight = sent.ignore_preflight;
     bastion
-        .apply_cluster(offer(sent, &body)?, &by.0)
+        .apply_cluster(offer(sent, &body)?, ignore_preflight, &by.0)
         .await
         .map(Json)
+}
+
+async fn validate(
+    by: Changer,
+    State(bastion): Shared,
+    name: Path<String>,
+) -> Result<Json<Report>, Problem> {
+    let name = cluster_name(&name)?;
+    bastion.preflight(&by.0, Some(name)).await.map(Json)
 }
 
 async fn destroy(
@@ -130,7 +145,7 @@ async fn destroy(
     bastion.destroy_cluster(&name, &by.0).await.map(Json)
 }
 
-fn cluster_name(text: &str) -> Result<ClusterName, Problem> {
+pub(super) fn cluster_name(text: &str) -> Result<ClusterName, Problem> {
     text.parse().map_err(|malformed: netboot::net::Malformed| {
         Problem::new(StatusCode::BAD_REQUEST, malformed.to_string())
     })

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Query, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::routing::{get, post};
@@ -27,10 +27,12 @@ use netboot::attempt::Fact;
 use netboot::event::{Event, Outcome};
 use netboot::net::{Digest, NodeName};
 use nix::unistd::{Group, Uid, User};
+use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::clusters::cluster_name;
 use super::words::{Consent, Exported, Problem, Reloaded};
 use super::{clusters, events};
 use crate::balancer::command::RequirementsReport;
@@ -426,9 +428,20 @@ async fn reinstall(
 }
 
 /// It changes nothing, and it sends: whoever may only look may not have the daemon speak.
-async fn preflight(by: Changer, State(bastion): Shared) -> Result<Json<Report>, Problem> {
+async fn preflight(
+    by: Changer,
+    State(bastion): Shared,
+    Query(WhichCluster { cluster }): Query<WhichCluster>,
+) -> Result<Json<Report>, Problem> {
     let Changer(by) = by;
-    bastion.preflight(&by).await.map(Json)
+    let cluster = cluster.as_deref().map(cluster_name).transpose()?;
+    bastion.preflight(&by, cluster).await.map(Json)
+}
+
+/// What a preflight may be narrowed to.
+#[derive(Debug, Deserialize)]
+struct WhichCluster {
+    cluster: Option<String>,
 }
 
 async fn reload(by: Changer, State(bastion): Shared) -> Result<Json<Reloaded>, Problem> {

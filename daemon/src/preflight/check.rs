@@ -36,6 +36,16 @@ pub enum Id {
     Artefacts,
     /// Certificates are valid, and for a while yet.
     Certificates,
+    /// A cluster's machines have their places, and nobody holds them back.
+    ClusterMachines,
+    /// The names by which machines find a cluster lead to it.
+    ClusterNames,
+    /// A cluster's ports are its own, or free.
+    ClusterPorts,
+    /// What a cluster's documents are made from is there, and young enough.
+    ClusterSecrets,
+    /// What a cluster leans on is up.
+    ClusterServices,
 }
 
 impl Id {
@@ -57,6 +67,11 @@ impl Id {
             Self::DiskSpace => "disk-space",
             Self::Artefacts => "artefacts",
             Self::Certificates => "certificates",
+            Self::ClusterMachines => "cluster-machines",
+            Self::ClusterNames => "cluster-names",
+            Self::ClusterPorts => "cluster-ports",
+            Self::ClusterSecrets => "cluster-secrets",
+            Self::ClusterServices => "cluster-services",
         }
     }
 }

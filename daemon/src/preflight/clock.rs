@@ -8,7 +8,6 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use netboot::spec::Mode;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
@@ -41,8 +40,8 @@ enum Answer {
 /// The servers that the machines of any network are told of.
 pub(super) fn servers(scene: &Scene) -> BTreeSet<Ipv4Addr> {
     let spec = &scene.spec;
-    let networks = spec.networks().filter(|network| network.mode != Mode::Off);
-    networks
+    scene
+        .networks()
         .flat_map(|network| match scene.address_in(network) {
             Some(ours) => spec.time_servers(network, ours),
             None => network.ntp.clone(),

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use images::Depot;
 use netboot::net::{Digest, Timestamp};
-use netboot::spec::Artifact;
+use netboot::spec::{Artifact, Profile};
 use nix::sys::statvfs::statvfs;
 
-use super::{Check, Id, Scene, listed};
+use super::{Check, Focus, Id, Scene, listed};
 use crate::image;
 use crate::tls::{SiteCa, Validity};
 
@@ -102,8 +102,13 @@ enum Found {
 pub(super) async fn artefacts(scene: Arc<Scene>, verified: Arc<Verified>) -> Vec<Check> {
     let read = tokio::task::spawn_blocking(move || {
         let mut wanted = BTreeMap::<Digest, Artifact>::new();
-        for profile in scene.spec.profiles() {
-            for artifact in std::iter::once(&profile.kernel).chain(&profile.initrds) {
+        let cluster = scene.focus.as_ref().and_then(Focus::cluster);
+        let groups = cluster.map(|(spec, _)| &spec.groups);
+        let matters = |profile: &&Arc<Profile>| {
+            groups.is_none_or(|all| all.iter().any(|group| group.profile == profile.name))
+        };
+        for profile in scene.spec.profiles().filter(matters) {
+            for artifact in profile.files() {
                 wanted.insert(artifact.digest, artifact.clone());
             }
         }

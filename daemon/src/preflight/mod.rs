@@ -10,7 +10,8 @@
 //!         |-> clock    questions to NTP servers: ntp-offset
 //!         |-> host     the kernel's links, compared with the site's: host-links
 //!         |-> ports    the kernel's sockets: ports
-//!         `-> local    the bastion's disk: disk-space, artefacts, certificates
+//!         |-> local    the bastion's disk: disk-space, artefacts, certificates
+//!         `-> cluster  one cluster's machines, names, ports, secrets and services, where one is named
 //! ```
 //!
 //! Nothing is changed anywhere. What is sent is what machines send anyway (DISCOVER, ARP, pings, questions), in small
@@ -18,6 +19,7 @@
 
 pub mod check;
 mod clock;
+mod cluster;
 mod frames;
 mod host;
 mod local;
@@ -33,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netboot::net::Timestamp;
-use netboot::spec::{Network, SiteSpec};
+use netboot::spec::{Mode, Network, SiteSpec};
 use netboot::zone::Names;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -43,10 +45,12 @@ use crate::http::Ports;
 use crate::link::Links;
 
 pub use check::{Check, Id, Outcome};
+pub use cluster::Focus;
 pub use local::Verified;
 pub(crate) use names::addresses_of;
 pub(crate) use ports::holder;
 pub use told::preflight;
+pub(crate) use told::progress;
 
 /// How long any hand may take.
 const HAND_TIME: Duration = Duration::from_secs(14);
@@ -82,11 +86,23 @@ pub struct Scene {
     pub state: PathBuf,
     /// What must be so elsewhere.
     pub elsewhere: Vec<Question>,
+    /// One cluster, where only what matters to it is checked.
+    pub focus: Option<Focus>,
     /// The time by the bastion's clock.
     pub at: Timestamp,
 }
 
 impl Scene {
+    /// The networks that answer, and matter.
+    fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        let cluster = self.focus.as_ref().and_then(Focus::cluster);
+        let matters = move |network: &&Arc<Network>| {
+            let here = cluster.is_none_or(|(spec, _)| spec.network == network.name);
+            here && network.mode != Mode::Off
+        };
+        self.spec.networks().filter(matters)
+    }
+
     /// The bastion's own address in a network.
     fn address_in(&self, network: &Network) -> Option<Ipv4Addr> {
         let link = self.links.get(network.link.as_str())?;
@@ -127,6 +143,10 @@ pub async fn run(scene: Scene, verified: Arc<Verified>, told: impl Fn(&Check)) -
         here(),
         local::certificates(shared()),
     ));
+    if let Some(focus) = &scene.focus {
+        let name = format!("cluster {}", focus.name);
+        hands.spawn(bounded(Id::ClusterNames, name, cluster::check(shared())));
+    }
     let mut checks = Vec::new();
     while let Some(done) = hands.join_next().await {
         let done = done.expect("no hand panics, and nobody aborts one");
@@ -140,7 +160,11 @@ pub async fn run(scene: Scene, verified: Arc<Verified>, told: impl Fn(&Check)) -
 /// What others serve in the bastion's place.
 async fn elsewhere(scene: Arc<Scene>) -> Vec<Check> {
     let found = elsewhere::look(scene.elsewhere.clone(), scene.at).await;
-    found.into_iter().map(judged).collect()
+    let matters = |finding: &Finding| {
+        let focus = scene.focus.as_ref();
+        focus.is_none_or(|focus| finding.cluster == focus.name.as_str())
+    };
+    found.into_iter().filter(matters).map(judged).collect()
 }
 
 fn judged(finding: Finding) -> Check {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use netboot::net::{Hostname, NetworkName};
-use netboot::spec::{Mode, Network, SiteSpec};
+use netboot::spec::{Network, SiteSpec};
 use netboot::zone::{Data, DnsMode, DomainName, Names, Side};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
@@ -79,8 +79,7 @@ struct Known {
 pub(super) fn servers(scene: &Scene) -> Vec<Server> {
     let spec = &scene.spec;
     let mode = spec.dns().mode;
-    let networks = spec.networks().filter(|network| network.mode != Mode::Off);
-    let servers = networks.flat_map(|network| {
+    let servers = scene.networks().flat_map(|network| {
         let addresses = match scene.address_in(network) {
             Some(ours) => spec.dns_servers(network, ours),
             None => network.dns.clone(),

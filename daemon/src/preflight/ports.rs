@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use netboot::host::Transport;
 use netboot::net::LinkName;
-use netboot::spec::Mode;
 use netboot::zone::DnsMode;
 use nix::unistd::{Uid, User};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -148,8 +147,7 @@ fn who(process: Option<&Process>, holder: &Holder) -> String {
 }
 
 fn wanted(scene: &Scene) -> Vec<Wanted> {
-    let networks = scene.spec.networks().filter(|n| n.mode != Mode::Off);
-    let links: BTreeSet<&LinkName> = networks.map(|network| &network.link).collect();
+    let links: BTreeSet<&LinkName> = scene.networks().map(|network| &network.link).collect();
     there(scene, links)
 }
 

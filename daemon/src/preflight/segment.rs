@@ -21,7 +21,7 @@ use ipnet::{IpNet, Ipv4Net};
 use netboot::host::{HostSpec, LinkPolicy};
 use netboot::link::LinkKind;
 use netboot::net::{LinkName, MacAddress, NetworkName, NodeName};
-use netboot::spec::{Mode, Network};
+use netboot::spec::Network;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::frames::{Ear, Heard, Offer, Stranger, read, who_has, who_has6};
@@ -84,9 +84,7 @@ pub(super) struct Evidence {
 /// The links that are served or have a gateway.
 pub(super) fn segments(scene: &Scene) -> Vec<Segment> {
     let (spec, host) = (&scene.spec, scene.spec.host());
-    let served = spec
-        .networks()
-        .filter(|network| network.mode != Mode::Off && !network.relayed);
+    let served = scene.networks().filter(|network| !network.relayed);
     let mut networks = BTreeMap::<LinkName, Vec<Arc<Network>>>::new();
     for network in served {
         let here = networks.entry(network.link.clone()).or_default();
@@ -96,7 +94,7 @@ pub(super) fn segments(scene: &Scene) -> Vec<Segment> {
     for wanted in host
         .links
         .iter()
-        .filter(|wanted| !wanted.link.addresses.is_empty())
+        .filter(|wanted| !wanted.link.addresses.is_empty() && scene.focus.is_none())
     {
         networks.entry(wanted.link.name.clone()).or_default();
     }

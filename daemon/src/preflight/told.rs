@@ -3,13 +3,16 @@
 //! A running daemon does it, for it has the rights and the ports; without one, or with `--site`, this command does it
 //! itself.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use netboot::cluster::ClusterName;
+use netboot::event::Event;
 use netboot::site::Site;
 
-use super::{Check, Id, Outcome, Report, Scene, blocks, run};
+use super::{Check, Focus, Id, Outcome, Report, Scene, blocks, run};
 use crate::cli::PreflightOptions;
 use crate::client::{Ask, ask, runtime};
 use crate::config;
@@ -47,7 +50,11 @@ pub fn preflight(options: &PreflightOptions) -> Result<(), Failure> {
 fn gather(options: &PreflightOptions, progress: &ProgressBar) -> Result<Report, Failure> {
     if options.site.is_none() {
         progress.set_message("the daemon looks around, for up to 15 s");
-        match ask(&options.socket, &Ask::post("/api/v1/preflight", b"")) {
+        let path = match &options.cluster {
+            Some(cluster) => format!("/api/v1/preflight?cluster={cluster}"),
+            None => "/api/v1/preflight".to_owned(),
+        };
+        match ask(&options.socket, &Ask::post(&path, b"")) {
             Err(failure) if failure.exit == Exit::Unreachable => {}
             answered => return answered,
         }
@@ -66,9 +73,27 @@ fn gather(options: &PreflightOptions, progress: &ProgressBar) -> Result<Report, 
             Failure::of(Exit::Failed, "reading the host's links", error.as_ref())
         })?;
         let (spec, links) = (Arc::new(spec), links.borrow().clone());
+        // Nothing is known of machines here: they are placed as they would be for the first time.
         let site = Site::new(Arc::clone(&spec));
+        let site = Arc::new(
+            site.apply(Event::SpecReplaced(Arc::clone(&spec)), now())
+                .site,
+        );
+        let focus = match &options.cluster {
+            Some(name) if site.cluster(name).is_none() => return Err(no_cluster(name)),
+            name => name.clone(),
+        };
+        let focus = focus.map(|name| Focus {
+            name,
+            site: Arc::clone(&site),
+            in_force: false,
+            balances: settings.balancer.is_ours(),
+            public: settings.public_links.clone(),
+            listens: BTreeMap::new(),
+        });
         let scene = Scene {
             names: dns::names(&site, &links),
+            focus,
             // Without the daemon nobody has the clusters' keys.
             elsewhere: elsewhere::questions(&site, &links, |_| None),
             spec,
@@ -84,8 +109,15 @@ fn gather(options: &PreflightOptions, progress: &ProgressBar) -> Result<Report, 
     })
 }
 
+fn no_cluster(name: &ClusterName) -> Failure {
+    let what = format!("no definition of the site wants a cluster {name}");
+    let remedy =
+        "write the name of one of its clusters/*.yaml; applied ones are known to the daemon";
+    Failure::new(Exit::Usage, what).with_remedy(remedy)
+}
+
 /// A line on standard error that moves while nothing else does; nothing where that is no terminal.
-fn progress() -> ProgressBar {
+pub(crate) fn progress() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

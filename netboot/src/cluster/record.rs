@@ -196,6 +196,8 @@ pub struct ClusterState {
     pub members: Vec<Arc<Member>>,
     /// The latest look at each fact.
     pub looks: OrdMap<FactKey, Look>,
+    /// Services that are stopped, the last of the start order first, while the cluster is being taken away.
+    pub stopped: usize,
 }
 
 impl Site {
@@ -352,6 +354,7 @@ impl ClusterDraft<'_> {
         }
         self.reseat();
         for cluster in &wanted {
+            self.stopped(&cluster.name, 0);
             self.advance(cluster);
         }
         Ok(())
@@ -481,6 +484,16 @@ impl ClusterDraft<'_> {
                 call.done.get_or_insert(now);
             }
         });
+    }
+
+    /// So many of the cluster's services are stopped. Not for the disk: a daemon that dies starts them again.
+    pub(crate) fn stopped(&mut self, name: &ClusterName, count: usize) {
+        let state = self.site.clusters.get(name);
+        if let Some(state) = state.filter(|state| state.stopped != count) {
+            let mut state = ClusterState::clone(state);
+            state.stopped = count;
+            self.site.clusters.insert(name.clone(), Arc::new(state));
+        }
     }
 
     /// Forgets a cluster that no definition wants.

@@ -12,12 +12,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{ClusterSpec, ClusterState, FactKey, FactName, Look};
-use crate::net::{Hostname, Malformed, Name};
+use super::{ClusterSpec, ClusterState, FactKey, FactName, Look, Target};
+use crate::net::Name;
 
 /// The kind of [`ServiceName`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,105 +103,6 @@ impl Provider {
     }
 }
 
-/// Where a service of others is looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// A name that the bastion's own resolver knows, or an address.
-    pub host: Host,
-    /// The TCP port, never 0.
-    pub port: u16,
-    /// What a `GET` asks for, over plain HTTP; none where a connection says enough.
-    pub path: Option<String>,
-}
-
-/// A host by address or by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Host {
-    /// By address.
-    Address(IpAddr),
-    /// By name.
-    Name(Hostname),
-}
-
-impl Target {
-    /// `HOST:PORT`.
-    ///
-    /// # Errors
-    /// How it is written.
-    pub fn of_address(text: &str) -> Result<Self, Malformed> {
-        const RULE: &str = "write HOST:PORT, such as 10.107.0.5:2049 or [2001:db8::5]:2049";
-        let malformed = || Malformed::new("address", text, RULE);
-        let (host, port) = text.rsplit_once(':').ok_or_else(malformed)?;
-        let host = host.parse().map_err(|_| malformed())?;
-        let port = port.parse().ok().filter(|port| *port != 0);
-        Ok(Self {
-            host,
-            port: port.ok_or_else(malformed)?,
-            path: None,
-        })
-    }
-
-    /// `http://HOST[:PORT][/PATH]`.
-    ///
-    /// # Errors
-    /// How it is written.
-    pub fn of_url(text: &str) -> Result<Self, Malformed> {
-        const RULE: &str = "write http://HOST[:PORT]/PATH; for anything else write `address: HOST:PORT`, which is asked for a connection";
-        let malformed = || Malformed::new("URL", text, RULE);
-        let rest = text.strip_prefix("http://").ok_or_else(malformed)?;
-        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let plain = |b: u8| b.is_ascii_graphic() && b != b'#';
-        if !path.bytes().all(plain) {
-            return Err(malformed());
-        }
-        let at =
-            Self::of_address(authority).or_else(|_| Self::of_address(&format!("{authority}:80")));
-        Ok(Self {
-            path: Some(if path.is_empty() { "/" } else { path }.to_owned()),
-            ..at.map_err(|_| malformed())?
-        })
-    }
-}
-
-impl FromStr for Host {
-    type Err = Malformed;
-
-    fn from_str(text: &str) -> Result<Self, Malformed> {
-        let bracketed = text
-            .strip_prefix('[')
-            .and_then(|text| text.strip_suffix(']'));
-        match bracketed.unwrap_or(text).parse() {
-            Ok(IpAddr::V6(_)) if bracketed.is_none() => Err(Malformed::new(
-                "host",
-                text,
-                "write an IPv6 address in brackets",
-            )),
-            Ok(address) => Ok(Self::Address(address)),
-            Err(_) => text.parse().map(Self::Name),
-        }
-    }
-}
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(IpAddr::V6(address)) => write!(f, "[{address}]"),
-            Self::Address(address) => address.fmt(f),
-            Self::Name(name) => name.fmt(f),
-        }
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port, path } = self;
-        match path {
-            Some(path) => write!(f, "http://{host}:{port}{path}"),
-            None => write!(f, "{host}:{port}"),
-        }
-    }
-}
-
 /// How a service is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceState {
@@ -219,6 +118,8 @@ pub enum ServiceState {
     Trusted,
     /// See [`Provider::Off`].
     Off,
+    /// The cluster is being taken away.
+    Stopped,
 }
 
 impl ServiceState {
@@ -238,6 +139,7 @@ impl ServiceState {
             Self::Failed(_) => "failed",
             Self::Trusted => "by others",
             Self::Off => "off",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -251,7 +153,7 @@ impl fmt::Display for ServiceState {
             }
             Self::Failed(words) => f.write_str(words),
             Self::Trusted => f.write_str("by others, not looked at"),
-            Self::Up | Self::Starting | Self::Off => f.write_str(self.word()),
+            Self::Up | Self::Starting | Self::Off | Self::Stopped => f.write_str(self.word()),
         }
     }
 }
@@ -312,8 +214,7 @@ impl ClusterState {
 
     /// The services that are started and can be looked at, in file order.
     pub fn watched<'a>(&self, spec: &'a ClusterSpec) -> impl Iterator<Item = &'a Service> {
-        let started =
-            |service: &&Service| service.is_watched() && self.waits_for(service, spec).is_empty();
+        let started = |service: &&Service| service.is_watched() && self.is_started(service, spec);
         spec.needs.iter().filter(started)
     }
 
@@ -326,7 +227,7 @@ impl ClusterState {
             .filter(|service| service.kind == kind)
             .peekable();
         let started = |service: &Service| {
-            service.provider == Provider::Builtin && self.waits_for(service, spec).is_empty()
+            service.provider == Provider::Builtin && self.is_started(service, spec)
         };
         of_kind.peek().is_none() || of_kind.any(started)
     }
@@ -348,6 +249,9 @@ impl ClusterState {
             Provider::External(None) => return ServiceState::Trusted,
             Provider::Builtin | Provider::External(Some(_)) => {}
         }
+        if self.is_stopped(service, spec) {
+            return ServiceState::Stopped;
+        }
         let waits = self.waits_for(service, spec);
         if !waits.is_empty() {
             return ServiceState::Waits(waits);
@@ -366,6 +270,20 @@ impl ClusterState {
             node: None,
             fact: service.fact(),
         })
+    }
+
+    fn is_started(&self, service: &Service, spec: &ClusterSpec) -> bool {
+        !self.is_stopped(service, spec) && self.waits_for(service, spec).is_empty()
+    }
+
+    /// Whether a service is among the last of the start order that are stopped already.
+    fn is_stopped(&self, service: &Service, spec: &ClusterSpec) -> bool {
+        if self.stopped == 0 {
+            return false;
+        }
+        let order = start_order(&spec.needs).unwrap_or_default();
+        let mut last = order.iter().rev().take(self.stopped);
+        last.any(|other| other.name == service.name)
     }
 
     /// What keeps a service from being started. One that was up is started for good.
