@@ -361,7 +361,10 @@ fn status_text(status: &ClusterStatus) -> String {
                 phase.phase.clone(),
                 phase.state.clone(),
                 gate_words(gate),
-                format!("{} of {}", gate.have, gate.want),
+                match gate.have > gate.want {
+                    true => format!("{}, needs {}", gate.have, gate.want),
+                    false => format!("{} of {}", gate.have, gate.want),
+                },
                 gate.look
                     .as_ref()
                     .map_or_else(String::new, |look| look.words.clone()),

@@ -1,8 +1,8 @@
 //! `site.yaml`'s `balancer`, and the addresses and ports that two want.
 //!
 //! Where a listener will be follows from the site alone as long as the site makes the link or names the address; where it
-//! does not, two that name the same network or link meet all the same. What can't be known here is refused when the link
-//! has its addresses, and told by `status`.
+//! does not, two that name the same network or link meet all the same. What can't be known here is seen when the link
+//! has its addresses: the second of the two is left out, and logged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
