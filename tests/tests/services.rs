@@ -15,6 +15,7 @@ use serde_json::Value;
 use tests::bastion::Bastion;
 use tests::lab::{Lab, until};
 use tests::netns::Netns;
+use tests::node::Node;
 
 const SITE: &str = "site: test
 networks:
@@ -57,21 +58,6 @@ fn given(root: &Path) {
         fs::create_dir_all(path.parent().expect("a directory")).expect("made");
         fs::write(path, text).expect("written");
     }
-}
-
-/// A namespace on the bridge.
-fn joined(lab: &Lab, cable: &str, mac: &str, address: &str) -> Netns {
-    let machine = Netns::new();
-    lab.netns.cable(cable, &machine, "eth0");
-    lab.netns.ip(&format!("link set {cable} master br0"));
-    machine.ip(&format!("link set eth0 address {mac}"));
-    machine.ip(&format!("addr add {address}/24 dev eth0"));
-    machine
-}
-
-fn script(machine: &Netns) -> String {
-    let url = "http://10.107.0.1:8080/boot/52-54-00-aa-00-01/script.ipxe";
-    machine.output("curl", &["--silent", "--max-time", "10", url])
 }
 
 /// A server that takes connections and answers each with one line, until it is dropped.
@@ -138,8 +124,8 @@ fn service(status: &Value, name: &str) -> (String, String) {
 #[test]
 fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and_is_named() {
     let lab = Lab::flat(0);
-    let head = joined(&lab, "m1", "52:54:00:aa:00:01", "10.107.0.11");
-    let others = joined(&lab, "m9", "52:54:00:aa:00:99", "10.107.0.50");
+    let head = Node::new(&lab, 1);
+    let others = Node::new(&lab, 40);
     let root = lab.path("given");
     given(&root);
     let mut bastion = Bastion::new(&lab, &root);
@@ -181,16 +167,19 @@ fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and
     assert_eq!(now["groups"][0]["tags"], serde_json::json!(["rack-a"]));
     assert_eq!(now["groups"][0]["metadata"]["owner"], "ops");
     assert_eq!(now["validation"]["timeout_minutes"], 45);
-    let held = script(&head);
+    let held = head.script();
     assert!(
         held.contains("service storage (required): 10.107.0.50:2049"),
         "{held}"
     );
-    let api = || head.output("dig", &["+short", "@10.107.0.1", "api.lab.lab.example"]);
+    let api = || {
+        head.netns
+            .output("dig", &["+short", "@10.107.0.1", "api.lab.lab.example"])
+    };
     assert_eq!(api().trim(), "", "its names are not told yet");
     assert_eq!(listeners(&bastion), 0, "its ports are not wanted yet");
 
-    let storage = Server::start(&others, "10.107.0.50:2049", "");
+    let storage = Server::start(&others.netns, "10.107.0.50:2049", "");
     until("the balancer to be started", LIMIT, || {
         let (state, why) = service(&status(&bastion), "api");
         state == "failed" && why.contains("10.107.0.1:6443 is taken by")
@@ -203,7 +192,7 @@ fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and
         text.contains("service api of lab") && text.contains(&us),
         "{text}"
     );
-    let held = script(&head);
+    let held = head.script();
     assert!(
         held.contains("service api (required): 10.107.0.1:6443 is taken by"),
         "{held}"
@@ -211,12 +200,12 @@ fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and
 
     drop(squatter);
     until("the first machine's turn", LIMIT, || {
-        script(&head).contains("talos.config=")
+        head.script().contains("talos.config=")
     });
     let (state, why) = service(&status(&bastion), "metrics");
     assert_eq!(state, "failed", "an optional one holds nobody: {why}");
     let metrics = Server::start(
-        &others,
+        &others.netns,
         "10.107.0.50:9090",
         "HTTP/1.1 204 No Content\r\n\r\n",
     );
@@ -225,18 +214,15 @@ fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and
     });
 
     // The machine takes its config; then the storage goes. It goes on, and the phase waits.
-    let told = script(&head);
-    let url = told
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("talos.config="));
+    let url = Node::argument(&head.script(), "talos.config=");
     let url = url.expect("the script names a config");
-    let config = head.output("curl", &["--silent", "--max-time", "10", url]);
+    let (_, config) = head.fetch(&url);
     assert!(config.contains("type: controlplane"), "{config}");
     drop((storage, metrics));
     until("the storage to be missed", LIMIT, || {
         service(&status(&bastion), "storage").0 == "failed"
     });
-    assert!(script(&head).contains("talos.config="), "its turn is used");
+    assert!(head.script().contains("talos.config="), "its turn is used");
     let now = status(&bastion);
     assert_eq!(service(&now, "api").0, "up", "a flicker stops nothing");
     let sentence = now["sentence"].as_str().expect("text");
@@ -258,7 +244,7 @@ fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and
 #[test]
 fn a_cluster_whose_machines_would_meet_a_failed_check_is_not_put_in_force() {
     let lab = Lab::flat(0);
-    let head = joined(&lab, "m1", "52:54:00:aa:00:01", "10.107.0.11");
+    let head = Node::new(&lab, 1);
     let root = lab.path("given");
     given(&root);
     let definition = lab.path("lab.yaml");
@@ -305,7 +291,7 @@ fn a_cluster_whose_machines_would_meet_a_failed_check_is_not_put_in_force() {
             .all(|name| service(&now, name).0 == "up")
     });
     until("its secrets to be made", LIMIT, || {
-        script(&head).contains("talos.config=")
+        head.script().contains("talos.config=")
     });
     let report = bastion.client(&["preflight", "lab", "--json"]);
     let report: Value = serde_json::from_str(&report).expect("JSON");
