@@ -32,6 +32,7 @@ impl SiteSpec {
             host: Arc::new(parts.host),
             dns: Arc::new(parts.dns),
             serve_time: parts.serve_time,
+            proxied: parts.proxied,
             ..Self::default()
         };
         spec.clusters = parts

@@ -3,7 +3,7 @@
 //! Each part is sound by itself before it comes here; `faults.rs` refuses parts that contradict each
 //! other, and is the only place that makes a spec.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -230,6 +230,7 @@ pub struct SiteSpec {
     pub(crate) host: Arc<HostSpec>,
     pub(crate) dns: Arc<DnsSpec>,
     pub(crate) serve_time: bool,
+    pub(crate) proxied: BTreeSet<u16>,
     pub(crate) by_mac: BTreeMap<MacAddress, Arc<NodeSpec>>,
     pub(crate) by_uuid: BTreeMap<Uuid, Arc<NodeSpec>>,
     pub(crate) by_address: BTreeMap<Ipv4Addr, Arc<NodeSpec>>,
@@ -264,6 +265,8 @@ pub struct SiteParts {
     pub dns: DnsSpec,
     /// The bastion answers NTP on the networks' links.
     pub serve_time: bool,
+    /// TCP ports behind which the client's address is told before its bytes (PROXY protocol, version 2).
+    pub proxied: BTreeSet<u16>,
 }
 
 /// A contradiction between parts. The config room finds the line by item, field and value.
@@ -410,6 +413,12 @@ impl SiteSpec {
     #[must_use]
     pub fn serves_time(&self) -> bool {
         self.serve_time
+    }
+
+    /// The TCP ports of clusters behind which the client's address is told before its bytes (PROXY protocol, version 2).
+    #[must_use]
+    pub fn proxied(&self) -> &BTreeSet<u16> {
+        &self.proxied
     }
 
     /// The DNS servers of a network's machines: those that it names, or this bastion when it serves; `server` is its

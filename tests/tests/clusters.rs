@@ -357,6 +357,10 @@ fn a_balancer_on_the_wrong_side_or_without_an_address_is_refused() {
             "{ engine: external, addresses: [10.9.9] }",
             "is not an IPv4 address",
         ),
+        (
+            "{ proxy_protocol: [6443] }",
+            "6443 is answered by servers that don't know the PROXY protocol",
+        ),
     ] {
         let more = format!("balancer: {balancer}\n");
         let report = judged_beside(&more, None, DEFINITION)
@@ -636,6 +640,18 @@ fn an_installer_is_run_on_the_definition_in_force_and_its_set_is_kept() {
     assert!(out.contains("its certificates are fresh"), "{out}");
     let (code, out, _) = at.typed(&["cluster", "kubeconfig", "okd-production"]);
     assert_eq!(code, 0, "{out}");
+    // The ingress' routers may be told whose connection it is.
+    let told = "balancer: { proxy_protocol: [443] }\n";
+    fs::write(lab.path("site").join("site.yaml"), SITE.to_owned() + told).expect("written");
+    let (code, out, error) = at.typed(&["reload"]);
+    assert_eq!(code, 0, "{out}{error}");
+    let ports = at.json(&["balancer", "requirements"]);
+    let ports = ports.to_string();
+    assert_eq!(
+        ports.matches("\"proxy_protocol\":true").count(),
+        1,
+        "{ports}"
+    );
     assert!(
         out.contains("https://api.okd-production.lab.example:6443"),
         "{out}"

@@ -85,10 +85,13 @@ pub(crate) fn of_cluster(
     spec: &ClusterSpec,
     state: &ClusterState,
 ) -> Vec<Endpoint> {
-    let ports = spec
+    let mut ports = spec
         .platform
         .parse::<Platform>()
         .map_or(Vec::new(), Platform::ports);
+    for port in &mut ports {
+        port.proxy_protocol = site.proxied().contains(&port.port);
+    }
     let members: Vec<Member> = members(site, spec, state);
     let holds = |fact: &str, node: Option<&NodeName>| {
         fact.parse().is_ok_and(|fact| state.knows(&fact, node))

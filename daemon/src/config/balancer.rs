@@ -26,6 +26,9 @@ use super::read::Given;
 
 /// More addresses than these are no balancer's.
 const ADDRESSES_MAX: usize = 8;
+/// The ports whose servers may be told to expect the PROXY protocol (openshift/api, operator/v1/types_ingress.go,
+/// `HostNetworkStrategy.Protocol`); Kubernetes' API and OKD's machine-config server know none.
+const INGRESS: [u16; 2] = [80, 443];
 
 /// Judges `balancer` into the site's settings; its networks are judged already.
 pub(super) fn judge(given: &Given<file::Balancer>, site: &mut SiteFile, faults: &Faults) {
@@ -35,6 +38,7 @@ pub(super) fn judge(given: &Given<file::Balancer>, site: &mut SiteFile, faults: 
     let file::Balancer {
         engine,
         public,
+        proxy_protocol,
         addresses,
         public_addresses,
     } = balancer;
@@ -51,6 +55,20 @@ pub(super) fn judge(given: &Given<file::Balancer>, site: &mut SiteFile, faults: 
         faults,
     );
     site.settings.public_links = links.into_iter().collect();
+    for (place, port) in proxy_protocol
+        .value()
+        .into_iter()
+        .flatten()
+        .filter_map(Given::good)
+    {
+        if INGRESS.contains(port) {
+            site.proxied.insert(*port);
+            continue;
+        }
+        let problem = "is answered by servers that don't know the PROXY protocol";
+        let remedy = "name 80 and 443, and set the routers to expect it: `endpointPublishingStrategy.hostNetwork.protocol: PROXY`";
+        faults.add(place, "proxy_protocol", &port.to_string(), problem, remedy);
+    }
     let elsewhere = site.settings.balancer == BalancerEngine::External;
     let (inside, outside) = (
         list(faults, "addresses", addresses, address),

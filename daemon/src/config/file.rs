@@ -256,6 +256,10 @@ pub(super) struct Balancer {
     /// Links on which the public ports are taken too, besides those of the clusters' networks; none unless given.
     #[serde(default)]
     pub(super) public: Given<Vec<Given<String>>>,
+    /// Ports of the ingress, 80 and 443, whose routers are told the client's address before its bytes (PROXY protocol, version 2),
+    /// which they must expect; none unless given.
+    #[serde(default)]
+    pub(super) proxy_protocol: Given<Vec<Given<u16>>>,
     /// With `engine: external`: where the other balancer takes machines' connections. `api`, `api-int` and `*.apps` of
     /// the clusters lead there.
     #[serde(default)]

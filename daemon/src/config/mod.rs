@@ -248,6 +248,7 @@ fn gather(root: &Path, state: &Path, change: &Change, faults: &Faults) -> Option
         host,
         dns,
         serve_time,
+        proxied,
         ..
     } = site;
     let parts = SiteParts {
@@ -259,6 +260,7 @@ fn gather(root: &Path, state: &Path, change: &Change, faults: &Faults) -> Option
         host: host.spec.clone(),
         dns,
         serve_time,
+        proxied,
     };
     match SiteSpec::new(parts) {
         Ok(spec) => {

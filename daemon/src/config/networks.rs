@@ -43,6 +43,8 @@ pub(super) struct SiteFile {
     pub(super) dns: DnsSpec,
     /// The bastion answers NTP.
     pub(super) serve_time: bool,
+    /// TCP ports behind which the client's address is told.
+    pub(super) proxied: BTreeSet<u16>,
     /// Names of networks too faulty to build: machines on them are not complained about.
     pub(super) broken: BTreeSet<String>,
     /// A network without even a name failed, or the file did.
