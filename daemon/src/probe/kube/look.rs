@@ -277,8 +277,9 @@ struct Condition {
     #[serde(rename = "type")]
     kind: String,
     status: String,
-    #[serde(default, rename = "lastTransitionTime")]
-    changed: String,
+    /// `null` where whoever wrote the condition gave no moment.
+    #[serde(rename = "lastTransitionTime")]
+    changed: Option<String>,
     #[serde(default)]
     reason: String,
     #[serde(default)]
@@ -469,7 +470,7 @@ fn unsettled(operator: &Object) -> Option<String> {
 fn shape(operator: &Object) -> (String, Vec<String>) {
     let kinds = ["Available", "Progressing", "Degraded"];
     let conditions = kinds.iter().filter_map(|kind| operator.condition(kind));
-    let changed = conditions.map(|condition| condition.changed.clone());
+    let changed = conditions.map(|condition| condition.changed.clone().unwrap_or_default());
     (operator.metadata.name.clone(), changed.collect())
 }
 
