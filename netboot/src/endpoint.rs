@@ -326,6 +326,8 @@ pub struct Ground {
     pub private: Vec<Place>,
     /// Where its users come from.
     pub public: Vec<Place>,
+    /// Whether users may come from outside at all.
+    pub open: bool,
 }
 
 /// What the balancer is told to do: connections to any of these places go to one of these backends.
@@ -337,7 +339,8 @@ pub struct Listener {
     pub name: String,
     /// The TCP port.
     pub port: u16,
-    /// Only packets that came in by the place's own link are for it.
+    /// Only packets that came in by the place's own link are for it: the address alone doesn't say, because Linux takes a
+    /// packet for any of its addresses on any link. The bastion's own are among them.
     pub private: bool,
     /// Where; none while the links are gone.
     pub places: Vec<Place>,
@@ -382,10 +385,8 @@ pub fn placed<'a>(
             backends,
         } in endpoints
         {
-            let public: &[Place] = match port.sides {
-                Sides::Private => &[],
-                Sides::Both => &ground.public,
-            };
+            let private = port.sides == Sides::Private || !ground.open;
+            let public: &[Place] = if private { &[] } else { &ground.public };
             let mut places: Vec<Place> = Vec::new();
             for place in ground.private.iter().chain(public) {
                 let at = SocketAddrV4::new(place.address, port.port);
@@ -406,7 +407,7 @@ pub fn placed<'a>(
                 cluster: cluster.clone(),
                 name: port.name.clone(),
                 port: port.port,
-                private: port.sides == Sides::Private,
+                private,
                 places,
                 backends: backends.clone(),
                 check: port.check.clone(),

@@ -1,4 +1,4 @@
-//! A client that comes 200 times a second to a cluster's API, each time by a connection of its own, and counts.
+//! A client that comes many times a second to a cluster's API, each time by a connection of its own, and counts.
 //!
 //! Every twentieth visit is a TLS handshake and a request of the API. The others speak plain HTTP and want the sentence
 //! that a server with TLS has for that: a balancer moves either kind without looking at it, and handshakes of a debug build
@@ -21,7 +21,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::kube_fake::NOT_TLS;
 use crate::netns::Netns;
 
-const EVERY: Duration = Duration::from_millis(5);
 const HANDSHAKE_EVERY: usize = 20;
 /// For one visit: longer than a balancer takes to try all backends, shorter than a person waits.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -53,9 +52,16 @@ struct Door {
 }
 
 impl Visitor {
-    /// Begins at once, out of a namespace, to the server with this name in a certificate of this CA, which answers
-    /// `/version` with `answer`.
-    pub fn start(netns: &Netns, at: &str, name: &str, ca: &str, answer: &str) -> Self {
+    /// Begins at once, out of a namespace, so often, to the server with this name in a certificate of this CA, which
+    /// answers `/version` with `answer`.
+    pub fn start(
+        netns: &Netns,
+        every: Duration,
+        at: &str,
+        name: &str,
+        ca: &str,
+        answer: &str,
+    ) -> Self {
         let provider = Arc::new(crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         let ca = CertificateDer::from_pem_slice(ca.as_bytes()).expect("a certificate");
@@ -77,7 +83,7 @@ impl Visitor {
             std::thread::spawn(move || {
                 let mut runtime = tokio::runtime::Builder::new_current_thread();
                 let runtime = runtime.enable_all().build().expect("a runtime");
-                runtime.block_on(visit_until(stopped, Arc::new(door), answer.into()))
+                runtime.block_on(visit_until(stopped, every, Arc::new(door), answer.into()))
             })
         });
         Self {
@@ -94,11 +100,16 @@ impl Visitor {
     }
 }
 
-async fn visit_until(stop: CancellationToken, door: Arc<Door>, answer: Arc<str>) -> Visits {
+async fn visit_until(
+    stop: CancellationToken,
+    every: Duration,
+    door: Arc<Door>,
+    answer: Arc<str>,
+) -> Visits {
     let mut visits = Visits::default();
     let mut under_way = JoinSet::new();
     // Ticks that were missed are made up for, so the rate holds on a busy machine.
-    let mut ticks = tokio::time::interval(EVERY);
+    let mut ticks = tokio::time::interval(every);
     let began = Instant::now();
     loop {
         tokio::select! {

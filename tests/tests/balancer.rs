@@ -401,6 +401,7 @@ fn a_private_port_is_closed_to_whoever_comes_by_another_link(engine: Engine) {
     balancer.until_up(API, &["m-11"]);
     let to = SocketAddrV4::new(PRIVATE, API);
     assert_eq!(site.machines.run(move || request(to)), Ok(machine(11)));
+    assert_eq!(site.lab.netns.run(move || request(to)), Ok(machine(11)));
     // Linux takes packets for any of its addresses on any link, if the sender only knows the way.
     site.user.ip("route add 10.107.0.0/24 via 203.0.113.1");
     let refused = site.user.run(move || TcpStream::connect(to).map(drop));

@@ -139,10 +139,10 @@ pub(crate) fn ground(
     });
     let public = public
         .iter()
-        .filter(|_| spec.public)
         .filter_map(|name| place(name, first, Ipv4Net::default()));
     Ground {
         private: private.into_iter().collect(),
         public: public.collect(),
+        open: spec.public,
     }
 }

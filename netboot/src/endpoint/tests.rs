@@ -97,7 +97,8 @@ fn any_seen() -> impl Strategy<Value = Seen> {
 
 fn any_ground() -> impl Strategy<Value = Ground> {
     let places = || prop::collection::vec(1_u8..6, 0..3);
-    (places(), places()).prop_map(|(private, public)| Ground {
+    (places(), places(), any::<bool>()).prop_map(|(private, public, open)| Ground {
+        open,
         private: private
             .into_iter()
             .map(|at| place("eth1.107", at))
@@ -140,6 +141,10 @@ proptest! {
                 prop_assert!(seen.insert((place.address, listener.port)));
                 prop_assert!(!listener.private || place.link.as_str() == "eth1.107");
             }
+        }
+        for (at, listener) in listeners.iter().enumerate() {
+            let open = grounds[at / okd().len()].open;
+            prop_assert_eq!(listener.private, listener.port == 22623 || !open);
         }
         // What is left out is left out by name, and only because somebody has it.
         for taken in taken {
