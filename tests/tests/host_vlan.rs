@@ -50,7 +50,7 @@ const PROMISED: Duration = Duration::from_secs(1);
 /// the firewall while a crowd asks for addresses gets more.
 const REPAIRED: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
-/// TCP ports that are never open on the public side: boot HTTP, the same over TLS, and two that clusters will need.
+/// TCP ports that are never open on the public side: boot HTTP, the same over TLS, and two that clusters need.
 const CLOSED: [u16; 4] = [8080, 8443, 22623, 9345];
 
 #[test]
@@ -133,7 +133,7 @@ fn the_services_are_closed_on_the_public_side(
     outside: &Gateway,
     inside: &Gateway,
 ) {
-    // Nothing of ours listens for clusters yet, so something else stands in.
+    // No cluster is defined here, so something else stands in.
     for port in &CLOSED[2..] {
         shell.must(&format!(
             "systemd-run --quiet --unit=port-{port} systemd-socket-activate --accept --listen={port} /bin/true; \
