@@ -411,6 +411,38 @@ fn a_private_port_is_closed_to_whoever_comes_by_another_link(engine: Engine) {
     );
 }
 
+fn a_port_becomes_private_and_public_again_without_refusing_its_own(engine: Engine) {
+    let site = site();
+    let mut balancer = Balancer::new(&site.lab, PROGRAM, engine);
+    let _up = serve(&site.machines, 11, Manner::Serves);
+    let open = api(&[11]);
+    let mut private = open.clone();
+    private.private = true;
+    private.places.retain(|(link, _)| link == "eth1");
+    balancer.want(std::slice::from_ref(&open));
+    balancer.start();
+    balancer.until_up(API, &["m-11"]);
+    let crowd = crowd(&site.machines, SocketAddrV4::new(PRIVATE, API));
+    site.user.ip("route add 10.107.0.0/24 via 203.0.113.1");
+    let shut_out = || {
+        let connect = || TcpStream::connect((PRIVATE, API)).map(drop);
+        site.user.run(connect).is_err()
+    };
+    for (wanted, shut) in [(&private, true), (&open, false), (&private, true)] {
+        crowd.goes_on(100);
+        balancer.want(std::slice::from_ref(wanted));
+        until("the change", LIMIT, || shut_out() == shut);
+    }
+    // A new process finds the sockets as the one before left them, and another wish.
+    balancer.stop();
+    balancer.want(std::slice::from_ref(&open));
+    balancer.start();
+    until("the change", LIMIT, || !shut_out());
+    crowd.goes_on(100);
+    let failures = crowd.end();
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
 #[test]
 fn backends_that_hang_break_and_babble_harm_nobody_but_their_own_clients() {
     let engine = Engine::Embedded;
@@ -545,6 +577,7 @@ kept_by! { embedded, super::Engine::Embedded,
    after_a_kill_new_connections_are_taken_within_a_second
    a_client_sticks_to_its_backend_by_its_address_and_a_spare_serves_only_when_nobody_else_does
    a_private_port_is_closed_to_whoever_comes_by_another_link
+   a_port_becomes_private_and_public_again_without_refusing_its_own
    the_backend_is_told_who_the_client_is
 }
 kept_by! { haproxy, super::Engine::Haproxy,
@@ -552,5 +585,6 @@ kept_by! { haproxy, super::Engine::Haproxy,
    after_a_kill_new_connections_are_taken_within_a_second
    a_client_sticks_to_its_backend_by_its_address_and_a_spare_serves_only_when_nobody_else_does
    a_private_port_is_closed_to_whoever_comes_by_another_link
+   a_port_becomes_private_and_public_again_without_refusing_its_own
    the_backend_is_told_who_the_client_is
 }

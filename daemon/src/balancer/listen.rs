@@ -29,17 +29,23 @@ impl Spot {
     }
 }
 
-/// The socket that the last process left, if it is this very spot.
+/// The socket that the last process left, if it listens at this spot's address.
 pub(super) fn adopt(spot: &Spot, left: OwnedFd) -> Option<Socket> {
     let socket = Socket::from(left);
     let at = socket.local_addr().ok()?.as_socket_ipv4()?;
-    let device = socket.device().ok()?;
-    let wanted = spot.link.as_ref().map(|(name, _)| name.as_str().as_bytes());
-    let same = at == spot.at && device.as_deref() == wanted && socket.is_listener().ok()?;
-    if same {
-        socket.set_nonblocking(true).ok()?;
+    if at != spot.at || !socket.is_listener().ok()? {
+        return None;
     }
-    same.then_some(socket)
+    tie(&socket, spot).ok()?;
+    socket.set_nonblocking(true).ok()?;
+    Some(socket)
+}
+
+/// Has a socket take what comes in by the spot's link, or by any. One that listens goes on without refusing anybody.
+pub(super) fn tie(socket: &Socket, spot: &Spot) -> io::Result<()> {
+    // The address alone doesn't do: Linux accepts a packet for any of its addresses on any link.
+    let link = spot.link.as_ref().map(|(name, _)| name.as_str().as_bytes());
+    socket.bind_device(link)
 }
 
 /// Opens a spot. What is set on it, accepted connections inherit.
@@ -47,10 +53,7 @@ pub(super) fn open(spot: &Spot) -> io::Result<Socket> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::IPV4, kind, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    if let Some((link, _)) = &spot.link {
-        // The address alone doesn't do: Linux accepts a packet for any of its addresses on any link.
-        socket.bind_device(Some(link.as_str().as_bytes()))?;
-    }
+    tie(&socket, spot)?;
     socket.bind(&spot.at.into())?;
     socket.set_tcp_nodelay(true)?;
     keep_alive(&socket)?;

@@ -369,6 +369,16 @@ impl Balancing {
                 Err(fault) => faults.push(fault),
             }
         }
+        for spot in &spots {
+            let doors = &mut running.doors;
+            let moved = doors
+                .keys()
+                .find(|door| door.at == spot.at && !spots.contains(door));
+            if let Some((old, door)) = moved.cloned().and_then(|old| doors.remove_entry(&old)) {
+                let tied = listen::tie(&door.1, spot).is_ok();
+                doors.insert(if tied { spot.clone() } else { old }, door);
+            }
+        }
         let gone = running
             .doors
             .extract_if(.., |spot, _| !spots.contains(spot));
@@ -413,9 +423,11 @@ impl Balancing {
 
     fn open(&mut self, spot: &Spot) -> io::Result<Arc<Socket>> {
         let name = spot.name();
-        let left = self.inheritance.claim(&name);
-        if let Some(socket) = left.and_then(|left| listen::adopt(spot, left)) {
-            return Ok(Arc::new(socket));
+        if let Some(left) = self.inheritance.claim(&name) {
+            if let Some(socket) = listen::adopt(spot, left) {
+                return Ok(Arc::new(socket));
+            }
+            handover::forget(&name);
         }
         let socket = Arc::new(listen::open(spot)?);
         handover::keep(&name, &*socket);
