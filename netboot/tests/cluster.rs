@@ -14,7 +14,7 @@ use netboot::cluster::{
 use netboot::event::{Event, Outcome, ScriptAsked};
 use netboot::loader::{Architecture, Client};
 use netboot::net::{Digest, LinkName, NodeName, Timestamp};
-use netboot::node::{NodeLink, NodeSpec, Report};
+use netboot::node::{BootState, NodeLink, NodeSpec, Report};
 use netboot::release::{Asker, Withheld};
 use netboot::site::{Memory, Site};
 use netboot::spec::{
@@ -488,6 +488,43 @@ fn a_bootstrap_machine_that_becomes_a_worker_is_wiped_only_by_consent() {
         Err(None),
         "now its disk is a worker's"
     );
+}
+
+#[test]
+fn what_the_system_before_shows_is_no_evidence_of_the_one_that_is_being_installed() {
+    let ready = |site: &Site| {
+        let (_, state) = site.cluster(&name("prod")).unwrap();
+        let key = (name("node-ready"), name("m-02"));
+        (
+            state.knows(&key.0, Some(&key.1)),
+            state.looks[&FactKey {
+                node: Some(key.1),
+                fact: key.0,
+            }]
+                .clone(),
+        )
+    };
+    let mut site = installs(&seated(spec(fleet(7), vec![prod()])), "m-02");
+    site = happens(&site, seen("node-ready", Some("m-02")));
+    assert!(ready(&site).0);
+    let permit = Event::PermitGiven {
+        node: name("m-02"),
+        disk: "SN-1".to_owned(),
+        seconds: 600,
+        by: "root".to_owned(),
+    };
+    site = happens(&site, permit);
+    assert!(ready(&site).0, "it runs until somebody resets it");
+    let (site, asker) = boots(&site, "m-02");
+    // The cluster's API has not noticed yet that it is gone.
+    let site = happens(&site, seen("node-ready", Some("m-02")));
+    let (known, look) = ready(&site);
+    assert!(!known && !look.holds, "{look:?}");
+    assert_eq!(look.words, "that is the install before this one: seen");
+    assert_ne!(site.record(&name("m-02")).state, BootState::Ready);
+    let site = happens(&site, Event::ConfigAsked(asker));
+    let site = happens(&site, seen("node-ready", Some("m-02")));
+    assert!(ready(&site).0);
 }
 
 #[test]

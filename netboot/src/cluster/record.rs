@@ -372,6 +372,18 @@ impl ClusterDraft<'_> {
             if !key.node.as_ref().is_none_or(of_ours) {
                 continue;
             }
+            // An API server takes a node for ready until it was silent for 40 s.
+            let older = key.node.as_ref().is_some_and(|node| {
+                let record = self.site.record(node);
+                record.attempt.is_some() && record.configured.is_none()
+            });
+            let (holds, words) = match holds && older {
+                true => (
+                    false,
+                    format!("that is the install before this one: {words}"),
+                ),
+                false => (holds, words),
+            };
             let words: String = words
                 .chars()
                 .filter(|c| !c.is_control())
@@ -412,12 +424,7 @@ impl ClusterDraft<'_> {
     /// has no agent of ours says no more than that.
     fn runs(&mut self, node: &NodeName, ready: bool) {
         let record = self.site.record(node);
-        // What shows itself before a config left is the system of an older install.
-        let Some(attempt) = record
-            .attempt
-            .clone()
-            .filter(|_| record.configured.is_some())
-        else {
+        let Some(attempt) = record.attempt.clone() else {
             return;
         };
         let mut record = record.clone();
