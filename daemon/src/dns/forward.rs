@@ -1,8 +1,10 @@
 //! Names that aren't ours, asked of the servers that the site names, for machines on provisioning links.
 //!
 //! hickory's pool speaks to the servers: a random port and a random mix of cases for each question, TCP where an answer
-//! is too long, two servers at once, the quicker ones first, and one question for all who ask the same at one time.
-//! What comes back is kept as the bytes it is sent as.
+//! is too long, two servers at once, the quicker ones first. What comes back is kept as the bytes it is sent as.
+//!
+//! All who ask the same at one time wait for one question. The pool sees to that for as long as it waits itself; who comes
+//! between its answer and our keeping it would ask again, so the last word on who waits for whom is ours.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,6 +22,7 @@ use hickory_server::net::{DnsError, NetError};
 use hickory_server::resolver::config::{NameServerConfig, ResolverOpts};
 use hickory_server::resolver::{NameServerPool, PoolContext, TlsConfig};
 use netboot::zone::packet::{Code, DATAGRAM_MAX, Kept, Question};
+use tokio::sync::OnceCell;
 use tracing::debug;
 
 use super::cache::{self, Cache, Entry, Key};
@@ -42,6 +45,8 @@ type Pool = NameServerPool<TokioRuntimeProvider>;
 pub(super) struct Forwarder {
     cache: Mutex<Cache>,
     servers: Mutex<Option<Servers>>,
+    /// Taken before the cache's lock.
+    asking: Mutex<HashMap<Key, Arc<OnceCell<Arc<Kept>>>>>,
     under_way: Mutex<UnderWay>,
 }
 
@@ -68,6 +73,7 @@ impl Forwarder {
         Self {
             cache: Mutex::default(),
             servers: Mutex::default(),
+            asking: Mutex::default(),
             under_way: Mutex::default(),
         }
     }
@@ -99,15 +105,32 @@ impl Forwarder {
     pub(super) async fn ask(&self, servers: &[SocketAddr], question: &Question<'_>) -> Arc<Kept> {
         let mut key = Key::new();
         cache::key(question, &mut key);
-        let reply = match self.ask_servers(servers, question).await {
-            Ok(reply) => reply,
-            Err(why) => {
-                debug!(%why, "no server answered");
-                Kept::bare(Code::ServFail, FAILURE)
+        let asked = {
+            let mut asking = lock(&self.asking);
+            if let Some((kept, _)) = self.kept(&key, Instant::now()) {
+                return kept;
             }
+            Arc::clone(asking.entry(key.clone()).or_default())
         };
-        let reply = Arc::new(reply);
-        lock(&self.cache).put(key, Entry::new(Arc::clone(&reply), Instant::now()));
+        let asking = Asking {
+            of: self,
+            key: &key,
+        };
+        let ask = async {
+            let reply = match self.ask_servers(servers, question).await {
+                Ok(reply) => reply,
+                Err(why) => {
+                    debug!(%why, "no server answered");
+                    Kept::bare(Code::ServFail, FAILURE)
+                }
+            };
+            let reply = Arc::new(reply);
+            let entry = Entry::new(Arc::clone(&reply), Instant::now());
+            lock(&self.cache).put(key.clone(), entry);
+            reply
+        };
+        let reply = Arc::clone(asked.get_or_init(|| ask).await);
+        drop(asking);
         reply
     }
 
@@ -172,6 +195,18 @@ impl Forwarder {
             pool: pool.clone(),
         });
         Ok(pool)
+    }
+}
+
+/// Somebody waits for the answer to a question. The first who has it, or is gone, lets the next ask anew.
+struct Asking<'a> {
+    of: &'a Forwarder,
+    key: &'a Key,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        lock(&self.of.asking).remove(self.key);
     }
 }
 
