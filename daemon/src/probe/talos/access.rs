@@ -212,7 +212,10 @@ impl Service<Uri> for Once {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let stream = self.0.take().map(TokioIo::new);
-        ready(stream.ok_or_else(|| io::ErrorKind::NotConnected.into()))
+        // Asked for a second one, when the first ended before anybody read why.
+        ready(stream.ok_or_else(|| {
+            io::Error::other("it ended the connection, as to whose certificate it does not take")
+        }))
     }
 }
 
