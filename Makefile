@@ -6,9 +6,10 @@ LAB := tests/lab/setup.sh
 CACHE := $(or $(REVEILLE_LAB),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/reveille-lab)
 export KUBE_APISERVER ?= $(wildcard $(CACHE)/kube/bin/kube-apiserver)
 .DEFAULT_GOAL := help
-.PHONY: help test rehearse slow kube bench lint lab packages images roots compiled
+.PHONY: help test quick rehearse slow kube bench lint lab packages images roots compiled
 
 help:
+	@echo 'make quick      the tests for every day: no virtual machine, no cluster'"'"'s whole life; four minutes once it is compiled'
 	@echo 'make test       every test that a change must pass, with real firmware on virtual machines'
 	@echo 'make rehearse   boots machines and an OKD cluster on virtual machines, told step by step'
 	@echo 'make slow       three more boot chains: shim and GRUB, EDK2 on arm64 with GRUB, and a live root'
@@ -19,6 +20,14 @@ help:
 
 test: lab
 	cargo test --workspace --no-fail-fast
+
+# Suites that boot machines or follow what takes its time.
+LONG := crash elsewhere host_apply host_balancer host_kernel host_vlan okd_life qemu qemu_cluster slow storm talos_life turns vlan
+SUITES := $(patsubst %/main.rs,%.rs,$(wildcard */tests/*.rs */tests/*/main.rs))
+QUICK := $(filter-out $(LONG),$(sort $(basename $(notdir $(SUITES)))))
+
+quick: lab
+	cargo test --workspace --no-fail-fast --lib --bins $(QUICK:%=--test %)
 
 rehearse: lab
 	cargo run --quiet --example rehearse
@@ -49,7 +58,7 @@ packages images roots:
 	@$(LAB) $@
 
 compiled:
-	cargo build --workspace --bins
+	cargo build --package daemon --package agents --bins
 	cargo test --workspace --no-run --quiet
 
 # Where things go; packagers set DESTDIR, and prefix where it isn't /usr/local.
