@@ -13,12 +13,13 @@ use daemon::mint;
 use daemon::probe::talos::wire::Bootstrap;
 use ignition::platform::talos::Bundle;
 use serde_json::{Value, json};
-use tests::bastion::Bastion;
+use tests::bastion::{Bastion, reveille};
 use tests::kube::condition;
 use tests::kube_csr::now;
 use tests::kube_fake::{self, Answers, Fake};
 use tests::lab::{Lab, until};
 use tests::node::Node;
+use tests::process::{self, Process};
 use tests::talos::{Answer, Authority, FakeTalos, member, reply, sound};
 
 const SITE: &str = "site: test
@@ -53,6 +54,8 @@ struct Machine {
 
 struct Install<'a> {
     bastion: Bastion<'a>,
+    /// Who applied the definition, and waits.
+    admin: Process,
     machines: Vec<Machine>,
     authority: Authority,
     kubernetes: kube_fake::Authority,
@@ -75,7 +78,6 @@ impl<'a> Install<'a> {
             ("site.yaml", SITE),
             ("machines.yaml", &format!("machines:\n{machines}")),
             ("profiles/talos.yaml", PROFILE),
-            ("clusters/lab.yaml", CLUSTER),
         ] {
             let path = root.join(name);
             fs::create_dir_all(path.parent().expect("a directory")).expect("made");
@@ -89,6 +91,13 @@ impl<'a> Install<'a> {
         let mut bastion = Bastion::new(lab, &root);
         bastion.import(&kernel, "vmlinuz");
         bastion.start();
+        let definition = lab.path("lab.yaml");
+        fs::write(&definition, CLUSTER).expect("written");
+        let mut apply = process::command(reveille());
+        apply.args(["cluster", "apply", "--wait", "--ignore-preflight", "-f"]);
+        apply.arg(&definition).arg("--socket").arg(&bastion.socket);
+        let admin = lab.netns.start(&lab.timeline, "admin", apply);
+        admin.wait_for("lab is in force with 4 machines", LIMIT);
         let secrets = secrets.to_str().expect("paths are text");
         let imported = bastion.client(&["cluster", "import", "lab", secrets]);
         assert!(imported.contains("is kept"), "{imported}");
@@ -98,6 +107,7 @@ impl<'a> Install<'a> {
         };
         Self {
             bastion,
+            admin,
             machines: (1..=4).map(machine).collect(),
             authority: Authority::of(&bundle.os),
             kubernetes: kubernetes(&bundle, &lab.path("kubernetes.key")),
@@ -266,6 +276,17 @@ fn a_database_is_started_on_one_node_once_whenever_the_daemon_is_killed_and_phas
         .say(NODES, nodes(&["head-1", "head-2", "head-3", "work-1"]));
     install.tells("4 of 4 machines ready");
     wait("the end", || install.cluster()["phase"] == "ready");
+    for told in [
+        "no daemon answers",
+        "0 of 4 machines ready; bootstrap phase",
+        "1 of 4 machines ready; control-plane phase",
+        "3 of 4 machines ready; worker phase",
+        "4 of 4 machines ready; ready",
+    ] {
+        install.admin.wait_for(told, LIMIT);
+    }
+    let ended = install.admin.wait(LIMIT);
+    assert!(ended.success(), "{ended}");
     let told: Vec<usize> = (0..3).map(|machine| install.bootstraps(machine)).collect();
     assert_eq!(told, [2, 0, 0]);
 

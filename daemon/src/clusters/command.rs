@@ -159,29 +159,35 @@ fn follow(name: &ClusterName, minutes: Option<u16>, socket: &Socket) -> Result<(
     let end = minutes.map(|minutes| Instant::now() + Duration::from_secs(u64::from(minutes) * 60));
     let mut told = None;
     loop {
-        let phase = match ask::<ClusterStatus>(socket, &Ask::get(&path)) {
-            Ok(status) if status.summary.phase == Stage::Ready.word() => return Ok(()),
+        // The ages of looks change each second, and are no news.
+        let (news, phase, sentence) = match ask::<ClusterStatus>(socket, &Ask::get(&path)) {
             Ok(ClusterStatus { summary, .. }) => {
-                // The ages of looks change each second, and are no news.
-                let news = (summary.phase.clone(), summary.ready);
-                if told.as_ref() != Some(&news) {
-                    let (ready, machines) = (summary.ready, summary.machines);
-                    let sentence = &summary.sentence;
-                    // Nobody may read it, and that is no reason to stop.
-                    let _ = writeln!(
-                        std::io::stderr(),
-                        "{name}: {ready} of {machines} machines ready; {sentence}"
-                    );
-                    told = Some(news);
-                }
-                summary.sentence
+                let (ready, machines) = (summary.ready, summary.machines);
+                let sentence = &summary.sentence;
+                let sentence = format!("{ready} of {machines} machines ready; {sentence}");
+                (
+                    Some((summary.phase.clone(), ready)),
+                    summary.phase,
+                    sentence,
+                )
             }
-            Err(failure) if failure.exit == Exit::Unreachable => "no daemon answers".to_owned(),
+            Err(failure) if failure.exit == Exit::Unreachable => {
+                let sentence = "no daemon answers; it is waited for";
+                (None, String::new(), sentence.to_owned())
+            }
             Err(failure) => return Err(failure),
         };
+        if told.as_ref() != Some(&news) {
+            // Nobody may read it, and that is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "{name}: {sentence}");
+            told = Some(news);
+        }
+        if phase == Stage::Ready.word() {
+            return Ok(());
+        }
         if end.is_some_and(|end| Instant::now() >= end) {
             let minutes = minutes.unwrap_or_default();
-            let what = format!("{name} is not ready after {minutes} minutes: {phase}");
+            let what = format!("{name} is not ready after {minutes} minutes: {sentence}");
             let remedy = format!(
                 "it goes on by itself: `reveille cluster status {name} --watch` follows it, `reveille node why` says what a machine waits for"
             );
