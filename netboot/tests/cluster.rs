@@ -385,6 +385,31 @@ fn a_required_service_that_is_down_holds_whoever_has_got_nothing_and_the_phase()
 }
 
 #[test]
+fn a_cluster_that_takes_longer_than_its_definition_gives_is_late_until_it_is_ready() {
+    let mut given = prod();
+    given.validation.timeout_minutes = Some(45);
+    let late = |site: &Site, minutes: u64| {
+        let (spec, state) = site.cluster(&name("prod")).unwrap();
+        let now = Timestamp::from_millis(NOW.millis() + minutes * 60_000);
+        state
+            .late(spec, now)
+            .map(|(minutes, begun)| (minutes, begun.words.clone()))
+    };
+    let site = seated(spec(fleet(7), vec![given]));
+    assert_eq!(late(&site, 1000), None, "nobody has begun");
+    let mut site = happens(&site, seen("begun", None));
+    assert_eq!(late(&site, 44), None);
+    assert_eq!(late(&site, 45), Some((45, "seen".to_owned())));
+    for fact in ["secrets", "bootstrap-complete"] {
+        site = happens(&site, seen(fact, None));
+    }
+    for number in 2..=7 {
+        site = happens(&site, seen("node-ready", Some(&format!("m-{number:02}"))));
+    }
+    assert_eq!(late(&site, 45), None, "{:?}", site.cluster(&name("prod")));
+}
+
+#[test]
 fn a_config_stays_until_the_turn_of_its_machine() {
     // Between its script and its config a machine can lose its turn only by a person's act: its seat is another's now.
     let both = vec![

@@ -16,10 +16,10 @@ use std::time::Duration;
 use images::Depot;
 use netboot::cluster::{
     BEGUN, ClusterName, ClusterSpec, ClusterState, FactKey, FactName, Host, Member, Provider, Seen,
-    Service, ServiceKind, ServiceName, ServiceState, Stage, Target,
+    Service, ServiceKind, ServiceName, ServiceState, Target,
 };
 use netboot::event::Event;
-use netboot::net::{LinkName, Timestamp};
+use netboot::net::LinkName;
 use netboot::site::Site;
 use netboot::spec::Network;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -194,8 +194,16 @@ fn tell(bastion: &Bastion) {
             }
             subjects.insert(subject);
         }
-        if let Some(late) = late(&site, spec, state, now()) {
+        let now = now();
+        if let Some((minutes, begun)) = state.late(spec, now) {
             let subject = format!("making of {}", spec.name);
+            // Why people had better look.
+            let late = format!(
+                "not ready {minutes} minutes after {}; {}; see `reveille cluster status {}`",
+                begun.words,
+                ClusterSummary::of(&site, spec, state, now).sentence,
+                spec.name
+            );
             health.ill(&subject, late);
             subjects.insert(subject);
         }
@@ -204,22 +212,6 @@ fn tell(bastion: &Bastion) {
         let ours = subject.starts_with("service ") || subject.starts_with("making of ");
         !ours || subjects.contains(subject)
     });
-}
-
-/// Why people had better look: the cluster is not ready in the time that its definition gives.
-fn late(site: &Site, spec: &ClusterSpec, state: &ClusterState, now: Timestamp) -> Option<String> {
-    let minutes = u64::from(spec.validation.timeout_minutes?);
-    let fact = BEGUN.parse().ok()?;
-    let begun = state.record.facts.get(&FactKey { node: None, fact })?;
-    let over = now.millis_since(begun.at) / 60_000 >= minutes;
-    (over && state.record.stage != Stage::Ready).then(|| {
-        format!(
-            "not ready {minutes} minutes after {}; {}; see `reveille cluster status {}`",
-            begun.words,
-            ClusterSummary::of(site, spec, state, now).sentence,
-            spec.name
-        )
-    })
 }
 
 /// One look at one service.

@@ -5,9 +5,10 @@
 use std::fmt;
 
 use super::{
-    ClusterName, ClusterSpec, ClusterState, Down, FactKey, FactName, Member, Role, SECRETS,
+    BEGUN, ClusterName, ClusterSpec, ClusterState, Down, FactKey, FactName, Known, Member, Role,
+    SECRETS,
 };
-use crate::net::NodeName;
+use crate::net::{NodeName, Timestamp};
 
 /// The phases of a platform, in order. The last one is [`Stage::Ready`], which has no gates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -205,6 +206,17 @@ impl Course {
 }
 
 impl ClusterState {
+    /// That it is not ready in the time that its definition gives (`validation.timeoutMinutes`): those minutes, and what
+    /// it was begun by. None before that, and none while nobody gave it time.
+    #[must_use]
+    pub fn late(&self, spec: &ClusterSpec, now: Timestamp) -> Option<(u16, &Known)> {
+        let minutes = spec.validation.timeout_minutes?;
+        let fact = BEGUN.parse().ok()?;
+        let begun = self.record.facts.get(&FactKey { node: None, fact })?;
+        let over = now.millis_since(begun.at) >= u64::from(minutes) * 60_000;
+        (over && self.record.stage != Stage::Ready).then_some((minutes, begun))
+    }
+
     /// What ends the present phase and is not there yet; empty when the phase is over.
     #[must_use]
     pub fn unmet(&self, spec: &ClusterSpec) -> Vec<Unmet> {
