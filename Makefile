@@ -22,7 +22,7 @@ test: lab
 	cargo test --workspace --no-fail-fast
 
 # Suites that boot machines or follow what takes its time.
-LONG := crash elsewhere host_apply host_balancer host_kernel host_vlan okd_life qemu qemu_cluster slow storm talos_life turns vlan
+LONG := crash elsewhere host_apply host_balancer host_kernel host_vlan okd_life qemu qemu_cluster slow storm talos_life vlan
 SUITES := $(patsubst %/main.rs,%.rs,$(wildcard */tests/*.rs */tests/*/main.rs))
 QUICK := $(filter-out $(LONG),$(sort $(basename $(notdir $(SUITES)))))
 

@@ -35,13 +35,6 @@ fn installed() -> tempfile::TempDir {
     let binaries = Path::new(reveille())
         .parent()
         .expect("a directory of binaries");
-    let profile = match binaries.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
-        Some(profile) => profile,
-    };
-    run(Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "-p", "agents", "--profile", profile])
-        .current_dir(repository()));
     run(Command::new("make")
         .args(["--no-print-directory", "install", "prefix=/usr"])
         .arg(format!("DESTDIR={}", root.path().display()))
