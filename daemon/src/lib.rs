@@ -3,8 +3,9 @@
 pub mod balancer;
 pub mod bastion;
 pub mod cli;
-pub mod client;
+pub(crate) mod client;
 pub mod clusters;
+pub mod commands;
 pub mod config;
 pub mod controller;
 pub mod dhcp;
@@ -32,6 +33,7 @@ pub mod ra;
 pub mod serve;
 pub mod show;
 pub mod simulate;
+pub(crate) mod sockets;
 pub mod status;
 pub mod store;
 pub mod sys;

@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser};
 use daemon::cli::{CheckOptions, Cli, Command};
 use daemon::config::check;
 use daemon::failure::{Exit, Failure, print};
-use daemon::{balancer, client, clusters, dns, host, image, plan, preflight, serve};
+use daemon::{balancer, clusters, commands, dns, host, image, plan, preflight, serve};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -39,19 +39,19 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(options) => serve::run(options),
         Command::Check(options) => run_check(&options),
-        Command::Reload(socket) => client::reload(&socket),
+        Command::Reload(socket) => commands::reload(&socket),
         Command::Plan(options) => plan::run(&options),
-        Command::Status(options) => client::status(&options),
-        Command::Node(command) => client::node(command),
+        Command::Status(options) => commands::status(&options),
+        Command::Node(command) => commands::node(command),
         Command::Cluster(command) => clusters::command::run(command),
-        Command::Events(options) => client::events(&options),
-        Command::Simulate(options) => client::simulate(&options),
+        Command::Events(options) => commands::events(&options),
+        Command::Simulate(options) => commands::simulate(&options),
         Command::Balancer(command) => balancer::command::run(command),
         Command::Dns(command) => dns::command::run(command),
         Command::Host(command) => host::command::run(command),
         Command::Preflight(options) => preflight::preflight(&options),
         Command::Image(command) => image::run(command),
-        Command::State(command) => client::state(command),
+        Command::State(command) => commands::state(command),
         Command::Version => print(&format!("reveille {}\n", env!("CARGO_PKG_VERSION"))),
         Command::Completions { shell } => {
             let mut script = Vec::new();

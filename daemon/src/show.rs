@@ -91,3 +91,12 @@ pub(crate) fn elsewhere_table(findings: &[Finding], now: Timestamp) -> String {
     }
     table_text(&rows)
 }
+
+/// What clears the old picture, when one follows another on a terminal; in a file they stand below each other.
+pub(crate) fn clear_screen(again: bool) -> &'static str {
+    use std::io::IsTerminal;
+    match again && std::io::stdout().is_terminal() {
+        true => "\x1b[H\x1b[2J",
+        false => "",
+    }
+}

@@ -492,7 +492,7 @@ fn said(spot: &Spot, error: &io::Error) -> String {
     if error.kind() != io::ErrorKind::AddrInUse {
         return format!("{at}: {error}");
     }
-    match crate::preflight::holder(at) {
+    match crate::sockets::holder(at) {
         Some(who) => format!(
             "{at} is taken by {who}: stop it or bind it to another address; it is waited for"
         ),

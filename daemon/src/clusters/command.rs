@@ -12,12 +12,12 @@ use super::plan::ClusterPlan;
 use super::status::{ClusterStatus, ClusterSummary, GateStatus, ServiceStatus};
 use super::{ClusterApplied, ClusterDestroyed};
 use crate::cli::{ClusterApplyOptions, ClusterCommand, DefinitionOptions, Socket};
-use crate::client::{Ask, ask, clear_screen};
+use crate::client::{Ask, ask};
 use crate::failure::{Exit, Failure, print};
 use crate::handout;
 use crate::http::clusters::DEFINITION_BYTES_MAX;
 use crate::preflight::progress;
-use crate::show::{json, moment, table, table_text};
+use crate::show::{clear_screen, json, moment, table, table_text};
 
 const WATCH_TIME: Duration = Duration::from_secs(1);
 

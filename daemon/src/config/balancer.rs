@@ -21,8 +21,8 @@ use super::dns::links_without_machines;
 use super::fault::{Faults, Place};
 use super::file;
 use super::judge::{address, list, missing};
-use super::networks::SiteFile;
 use super::read::Given;
+use super::site::SiteFile;
 
 /// More addresses than these are no balancer's.
 const ADDRESSES_MAX: usize = 8;

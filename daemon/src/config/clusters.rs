@@ -18,9 +18,9 @@ use super::file::{self, BootMethod, ClusterType};
 use super::free::Free;
 use super::groups::{Grouped, warn_of_quorum};
 use super::judge::{missing, need, parse};
-use super::networks::{SiteFile, Written};
 use super::read::{self, Given};
 use super::services::{Served, validation};
+use super::site::{SiteFile, Written};
 use super::source::Source;
 use super::{shape, yaml};
 

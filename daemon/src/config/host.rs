@@ -14,8 +14,8 @@ use super::fault::{Faults, Place, suggestion};
 use super::file;
 use super::judge::{need, seconds};
 use super::links::link;
-use super::networks::{SiteFile, Written};
 use super::read::Given;
+use super::site::{SiteFile, Written};
 
 const CONFIRM_SECONDS: u32 = 60;
 const CONFIRM_SECONDS_MIN: u32 = 10;

@@ -10,8 +10,8 @@ use netboot::net::{LinkName, Malformed, VlanId};
 use super::fault::{Faults, Place};
 use super::file;
 use super::judge::{ip_address, list, missing, need, network_of, parse, seconds};
-use super::networks::Written;
 use super::read::Given;
+use super::site::Written;
 
 /// RFC 791, 3.2: a link that can't carry 68 bytes can't carry IPv4.
 const MTU_MIN: u16 = 68;

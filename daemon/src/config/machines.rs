@@ -10,9 +10,9 @@ use uuid::Uuid;
 use super::fault::{Faults, Place};
 use super::file;
 use super::judge::{disk, loaders, need, parse, template_name};
-use super::networks::{SiteFile, Written};
 use super::node_links::{self, NodeLinks};
 use super::read::{Given, Table};
+use super::site::{SiteFile, Written};
 
 /// Values for templates on one machine, and bytes of one value.
 const VARIABLES_MAX: usize = 256;

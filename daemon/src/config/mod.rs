@@ -28,6 +28,7 @@ mod node_links;
 mod profiles;
 mod read;
 mod services;
+mod site;
 mod source;
 mod yaml;
 
@@ -52,9 +53,9 @@ use clusters::{Beside, Change, Clusters, Definition, Part};
 pub use fault::{Fault, Report};
 use fault::{Faults, Place};
 use host::HostFile;
-use networks::{SiteFile, Written};
 use profiles::Profiles;
 use read::Given;
+use site::{SiteFile, Written};
 use source::Source;
 
 /// Groups of like machines whose templates are rehearsed, at the most.

@@ -1,20 +1,18 @@
 //! `site.yaml` to settings and networks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use netboot::net::{Destination, Malformed, NetworkName};
 use netboot::spec::{AdmissionPolicy, Mode, Network};
-use netboot::zone::DnsSpec;
 
 use super::fault::{Faults, Place};
 use super::file;
-use super::host::{self, HostFile};
+use super::host;
 use super::judge::{address, list, loaders, missing, need, parse, seconds};
-use super::{balancer, dns};
-
 use super::read::{Given, Table};
-use super::{Settings, TftpEngine};
+use super::site::{SiteFile, Written};
+use super::{Settings, TftpEngine, balancer, dns};
 
 const LEASE_SECONDS_MIN: u32 = 120;
 const LEASE_SECONDS_MAX: u32 = 365 * 86_400;
@@ -22,34 +20,6 @@ const LEASE_SECONDS_MAX: u32 = 365 * 86_400;
 const MTU_MIN: u16 = 576;
 /// One option of one packet. Longer ones would have to be split, and firmware joins none.
 const OPTION_BYTES_MAX: usize = 255;
-
-/// An entry as it was written, kept to find the place of a fault that shows later.
-pub(super) struct Written<T> {
-    pub(super) place: Place,
-    pub(super) entry: T,
-}
-
-/// What `site.yaml` says.
-#[derive(Default)]
-pub(super) struct SiteFile {
-    pub(super) settings: Settings,
-    pub(super) admission: AdmissionPolicy,
-    pub(super) networks: Vec<Network>,
-    /// Side by side with `networks`.
-    pub(super) written: Vec<Written<Box<file::Network>>>,
-    /// The bastion's own network.
-    pub(super) host: HostFile,
-    /// Names.
-    pub(super) dns: DnsSpec,
-    /// The bastion answers NTP.
-    pub(super) serve_time: bool,
-    /// TCP ports behind which the client's address is told.
-    pub(super) proxied: BTreeSet<u16>,
-    /// Names of networks too faulty to build: machines on them are not complained about.
-    pub(super) broken: BTreeSet<String>,
-    /// A network without even a name failed, or the file did.
-    pub(super) incomplete: bool,
-}
 
 /// Judges `site.yaml`.
 pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> SiteFile {
@@ -123,24 +93,6 @@ pub(super) fn judge(given: Given<file::Site>, whole: Place, faults: &Faults) -> 
     site.serve_time = ntp.copied().unwrap_or(false);
     site.host = host::judge(links, host_given, &site, faults);
     site
-}
-
-impl Written<Box<file::Network>> {
-    /// Where the value stands that a contradiction is about.
-    pub(super) fn place_of(&self, field: &str) -> Place {
-        let entry = &self.entry;
-        let place = match field {
-            "name" => entry.name.place(),
-            "link" => entry.link.place(),
-            "subnet" => entry.subnet.place(),
-            "mode" => entry.mode.place(),
-            "range" => entry.range.place(),
-            "router" => entry.router.place(),
-            "discovery" => entry.discovery.place(),
-            _ => None,
-        };
-        place.unwrap_or(self.place)
-    }
 }
 
 fn settings(

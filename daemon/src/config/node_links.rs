@@ -16,8 +16,8 @@ use super::fault::{Faults, Place, suggestion};
 use super::file;
 use super::judge::{address, list, missing, parse};
 use super::links::{bond_kind, file_name, mtu, vlan_kind};
-use super::networks::SiteFile;
 use super::read::Given;
+use super::site::SiteFile;
 
 /// Links of one machine; what is in no rack is a slip.
 const LINKS_MAX: usize = 64;

@@ -12,8 +12,8 @@ use super::build;
 use super::fault::{Faults, Place};
 use super::file;
 use super::judge::{disk, missing, need, parse, template_name};
-use super::networks::Written;
 use super::read::{self, Given, Table};
+use super::site::Written;
 use super::source::{Source, Text};
 use super::yaml;
 

@@ -17,8 +17,8 @@ use super::fault::{Faults, Place};
 use super::file;
 use super::free::Free;
 use super::judge::{list, missing, need};
-use super::networks::SiteFile;
 use super::read::Given;
+use super::site::SiteFile;
 
 /// What a service is judged beside.
 #[derive(Clone, Copy)]

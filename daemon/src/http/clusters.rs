@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use netboot::cluster::ClusterName;
 use serde::Deserialize;
 
-use super::control::{Changer, Reader};
+use super::rights::{Changer, Reader};
 use super::words::Problem;
 use crate::bastion::Bastion;
 use crate::clusters::plan::ClusterPlan;

@@ -16,9 +16,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::StatusCode;
-use axum::http::request::Parts;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -33,6 +32,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::clusters::cluster_name;
+use super::rights::{Caller, Changer, Reader, Rights};
 use super::words::{Consent, Exported, Problem, Reloaded};
 use super::{clusters, events};
 use crate::balancer::command::RequirementsReport;
@@ -51,34 +51,6 @@ const HEADER_TIME: Duration = Duration::from_secs(10);
 /// How long an answer under way may take once the daemon stops.
 const STOP_TIME: Duration = Duration::from_secs(2);
 const BODY_BYTES_MAX: usize = 64 * 1024;
-
-/// Who asks, and what they may.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// For the ledger: a user's name, `uid 1234`, or `token`.
-    pub name: String,
-    /// What they may.
-    pub rights: Rights,
-}
-
-/// What a caller may.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rights {
-    /// Nothing; the text says how to be let in.
-    None(String),
-    /// Look.
-    Read,
-    /// Look and change.
-    Change,
-}
-
-/// A caller who may look.
-#[derive(Debug)]
-pub struct Reader;
-
-/// A caller who may change things, by name.
-#[derive(Debug)]
-pub struct Changer(pub String);
 
 /// The API, without the door it is reached through: whoever serves it adds a [`Caller`] to each request.
 pub fn api(bastion: Arc<Bastion>) -> Router {
@@ -261,50 +233,6 @@ impl Groups {
             rights,
         }
     }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Reader {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let caller = caller(parts);
-        match caller.rights {
-            Rights::Read | Rights::Change => Ok(Self),
-            Rights::None(how) => Err(denied(&caller.name, "look", &how)),
-        }
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Changer {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let caller = caller(parts);
-        match caller.rights {
-            Rights::Change => Ok(Self(caller.name)),
-            Rights::Read => Err(denied(
-                &caller.name,
-                "change anything",
-                "your group may only look; ask root, or a member of the group that may change",
-            )),
-            Rights::None(how) => Err(denied(&caller.name, "change anything", &how)),
-        }
-    }
-}
-
-fn caller(parts: &Parts) -> Caller {
-    parts
-        .extensions
-        .get::<Caller>()
-        .cloned()
-        .unwrap_or_else(|| Caller {
-            name: "unknown".to_owned(),
-            rights: Rights::None("ask through the control socket".to_owned()),
-        })
-}
-
-fn denied(name: &str, what: &str, how: &str) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, format!("{name} may not {what} here")).with_remedy(how)
 }
 
 type Shared = State<Arc<Bastion>>;

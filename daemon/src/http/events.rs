@@ -21,7 +21,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::control::Reader;
+use super::rights::Reader;
 use super::words::Problem;
 use crate::bastion::Bastion;
 use crate::controller::now;

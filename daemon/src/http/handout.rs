@@ -18,7 +18,7 @@ use netboot::cluster::{ClusterName, Member, Role};
 use netboot::net::Malformed;
 use serde::{Deserialize, Serialize};
 
-use super::control::{Changer, Reader};
+use super::rights::{Changer, Reader};
 use super::words::Problem;
 use crate::bastion::Bastion;
 use crate::clusters::keyring::NoKeys;

@@ -23,6 +23,7 @@ pub mod handout;
 mod listen;
 mod oauth;
 mod report;
+pub mod rights;
 pub mod web;
 mod wire;
 pub mod words;

@@ -27,7 +27,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::control::{self, Caller, Rights};
+use super::control;
+use super::rights::{Caller, Rights};
 use super::words::Problem;
 use crate::bastion::Bastion;
 use crate::metrics;

@@ -19,10 +19,10 @@ use netboot::zone::DnsMode;
 use tokio::task::JoinSet;
 
 use super::names::addresses_of;
-use super::ports::holder;
 use super::{Check, Id, Scene, listed};
 use crate::balancer::feed;
 use crate::clusters::services::reach;
+use crate::sockets::holder;
 use crate::status::NodeStatus;
 
 /// Servers that are asked for a cluster's names; each is asked three questions.

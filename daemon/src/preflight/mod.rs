@@ -48,7 +48,6 @@ pub use check::{Check, Id, Outcome};
 pub use cluster::Focus;
 pub use local::Verified;
 pub(crate) use names::addresses_of;
-pub(crate) use ports::holder;
 pub use told::preflight;
 pub(crate) use told::progress;
 
