@@ -113,7 +113,7 @@ impl Access {
             .expect("a socket address is an authority")
             .http2_max_header_list_size(HEAD_BYTES_MAX);
         let channel = endpoint.connect_with_connector(Once(Some(stream))).await;
-        let channel = channel.map_err(|error| Status::unavailable(words(&error)))?;
+        let channel = channel.map_err(|error| Status::unavailable(broken(&error)))?;
         let grpc = Grpc::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
         Ok(Conversation { grpc })
     }
@@ -194,7 +194,7 @@ impl Conversation {
 
     async fn ready(&mut self) -> Result<(), Status> {
         let ready = self.grpc.ready().await;
-        ready.map_err(|error| Status::unavailable(words(&error)))
+        ready.map_err(|error| Status::unavailable(broken(&error)))
     }
 }
 
@@ -212,10 +212,7 @@ impl Service<Uri> for Once {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let stream = self.0.take().map(TokioIo::new);
-        // Asked for a second one, when the first ended before anybody read why.
-        ready(stream.ok_or_else(|| {
-            io::Error::other("it ended the connection, as to whose certificate it does not take")
-        }))
+        ready(stream.ok_or_else(|| io::ErrorKind::NotConnected.into()))
     }
 }
 
@@ -232,8 +229,19 @@ pub(super) fn told(status: &Status) -> String {
     };
     match status.source() {
         None => one_line(message),
-        // A server that refuses our certificate says so here and nowhere else.
-        Some(source) => one_line(&format!("{message}: {}", words(source))),
+        Some(source) => one_line(&format!("{message}: {}", broken(source))),
+    }
+}
+
+/// Why a conversation broke off. A server that refuses our certificate says so by an alert after the handshake (RFC 8446,
+/// section 4.4.2), and the connection may be over before anybody reads it.
+fn broken(error: &(dyn Error + 'static)) -> String {
+    let said = words(error);
+    match said.contains("alert") {
+        true => said,
+        false => one_line(&format!(
+            "the connection ended early, for it restarts or does not take our certificate: {said}"
+        )),
     }
 }
 
