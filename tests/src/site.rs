@@ -1,4 +1,4 @@
-//! The sites that the tests boot: `tests/sites`, and machines added to a copy of one.
+//! The sites that the tests boot: `tests/sites`, machines added to a copy of one, and sites of Talos machines.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,6 +9,34 @@ use sha2::{Digest as _, Sha256};
 use crate::bastion::{Bastion, site};
 use crate::lab::{Lab, asset};
 use crate::qemu::{Cable, Firmware, Hardware, mac};
+
+/// Writes one file of a site, and the directories above it.
+pub fn write(root: &Path, name: &str, text: &str) {
+    let path = root.join(name);
+    fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+    fs::write(path, text).expect("written");
+}
+
+/// A site whose machines boot Talos: a `site.yaml`, the profile `talos`, and machines of these names, which
+/// [`Node::new`](crate::node::Node::new) makes by the numbers from 1.
+pub fn of_talos(root: &Path, site: &str, machines: &[&str]) {
+    const PROFILE: &str = "kernel: vmlinuz
+arguments: [talos.platform=metal, \"talos.config={{ config_url }}talos.yaml\"]
+config: { format: talos }
+disk: { path: /dev/disk/by-path/pci-0 }
+";
+    let mut listed = "machines:\n".to_owned();
+    for (number, name) in (1..).zip(machines) {
+        let address = 10 + number;
+        let _ = writeln!(
+            listed,
+            "  - {{ name: {name}, mac: \"52:54:00:aa:00:{number:02x}\", address: 10.107.0.{address} }}"
+        );
+    }
+    write(root, "site.yaml", site);
+    write(root, "machines.yaml", &listed);
+    write(root, "profiles/talos.yaml", PROFILE);
+}
 
 /// Kernel and initramfs images of the rehearsal site, in the depot.
 pub fn import_images(bastion: &Bastion<'_>) {

@@ -2,7 +2,6 @@
 //! listening sockets from one process to the next, so nobody who comes to a cluster's API is refused. See `tests/src/host.rs`
 //! for the laboratory. The cluster is a fake: a namespace, where a server answers as an API.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use tests::host::{Gateway, Host, OUTSIDE, PUBLIC, Shell, installed};
 use tests::kube_fake::{Answer, Answers, Authority, Fake};
 use tests::lab::Lab;
 use tests::netns::Netns;
+use tests::site::{of_talos, write};
 use tests::switch::{Port, Switch};
 use tests::visitor::{Visitor, Visits};
 
@@ -21,13 +21,6 @@ links:
 networks:
   - { name: provisioning, link: eth1.107, subnet: 10.107.0.0/24, domain: example.test }
 balancer: { public: [eth0] }
-";
-const MACHINES: &str = "machines:
-  - { name: head-1, mac: 52:54:00:aa:00:01, address: 10.107.0.11, disk: { path: /dev/disk/by-path/pci-0 } }
-";
-const PROFILE: &str = "kernel: vmlinuz
-arguments: [talos.platform=metal, \"talos.config={{ config_url }}talos.yaml\"]
-config: { format: talos }
 ";
 const CLUSTER: &str = "name: lab
 type: TALOS
@@ -45,16 +38,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 fn given(lab: &Lab) -> PathBuf {
     let root = lab.path("given");
-    for (name, text) in [
-        ("site.yaml", SITE),
-        ("machines.yaml", MACHINES),
-        ("profiles/talos.yaml", PROFILE),
-        ("clusters/lab.yaml", CLUSTER),
-    ] {
-        let path = root.join(name);
-        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-        fs::write(path, text).expect("written");
-    }
+    of_talos(&root, SITE, &["head-1"]);
+    write(&root, "clusters/lab.yaml", CLUSTER);
     root
 }
 

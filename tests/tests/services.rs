@@ -16,18 +16,12 @@ use tests::bastion::Bastion;
 use tests::lab::{Lab, until};
 use tests::netns::Netns;
 use tests::node::Node;
+use tests::site::{of_talos, write};
 
 const SITE: &str = "site: test
 networks:
   - { name: provisioning, link: br0, subnet: 10.107.0.0/24, domain: lab.example }
 dns: { mode: serve }
-";
-const MACHINES: &str = "machines:
-  - { name: head-1, mac: 52:54:00:aa:00:01, address: 10.107.0.11, disk: { path: /dev/disk/by-path/pci-0 } }
-";
-const PROFILE: &str = "kernel: vmlinuz
-arguments: [talos.platform=metal, \"talos.config={{ config_url }}talos.yaml\"]
-config: { format: talos }
 ";
 const CLUSTER: &str = "name: lab
 type: TALOS
@@ -48,16 +42,8 @@ validation: { timeoutMinutes: 45, healthChecks: [node-readiness, api-availabilit
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn given(root: &Path) {
-    for (name, text) in [
-        ("site.yaml", SITE),
-        ("machines.yaml", MACHINES),
-        ("profiles/talos.yaml", PROFILE),
-        ("clusters/lab.yaml", CLUSTER),
-    ] {
-        let path = root.join(name);
-        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-        fs::write(path, text).expect("written");
-    }
+    of_talos(root, SITE, &["head-1"]);
+    write(root, "clusters/lab.yaml", CLUSTER);
 }
 
 /// A server that takes connections and answers each with one line, until it is dropped.

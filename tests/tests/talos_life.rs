@@ -20,16 +20,12 @@ use tests::kube_fake::{self, Answers, Fake};
 use tests::lab::{Lab, until};
 use tests::node::Node;
 use tests::process::{self, Process};
+use tests::site::of_talos;
 use tests::talos::{Answer, Authority, FakeTalos, member, reply, sound};
 
 const SITE: &str = "site: test
 networks:
   - { name: provisioning, link: br0, subnet: 10.107.0.0/24, domain: lab.example }
-";
-const PROFILE: &str = "kernel: vmlinuz
-arguments: [talos.platform=metal, \"talos.config={{ config_url }}talos.yaml\"]
-config: { format: talos }
-disk: { path: /dev/disk/by-path/pci-0 }
 ";
 const CLUSTER: &str = "name: lab
 type: TALOS
@@ -66,23 +62,7 @@ impl<'a> Install<'a> {
     /// The definition in force with a secrets bundle of the test's own, all machines off.
     fn begin(lab: &'a Lab) -> Self {
         let root = lab.path("given");
-        let machine = |(number, name): (usize, &&str)| {
-            let number = number + 1;
-            let address = 10 + number;
-            format!(
-                "  - {{ name: {name}, mac: \"52:54:00:aa:00:{number:02x}\", address: 10.107.0.{address} }}\n"
-            )
-        };
-        let machines: String = MACHINES.iter().enumerate().map(machine).collect();
-        for (name, text) in [
-            ("site.yaml", SITE),
-            ("machines.yaml", &format!("machines:\n{machines}")),
-            ("profiles/talos.yaml", PROFILE),
-        ] {
-            let path = root.join(name);
-            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-            fs::write(path, text).expect("written");
-        }
+        of_talos(&root, SITE, &MACHINES);
         let kernel = lab.path("vmlinuz");
         fs::write(&kernel, "a kernel").expect("written");
         let bundle = mint::talos::bundle(now()).expect("secrets");
@@ -277,7 +257,6 @@ fn a_database_is_started_on_one_node_once_whenever_the_daemon_is_killed_and_phas
     install.tells("4 of 4 machines ready");
     wait("the end", || install.cluster()["phase"] == "ready");
     for told in [
-        "no daemon answers",
         "0 of 4 machines ready; bootstrap phase",
         "1 of 4 machines ready; control-plane phase",
         "3 of 4 machines ready; worker phase",

@@ -2,26 +2,16 @@
 //! what leaves once, and what a killed daemon still knows. The machines are namespaces with `curl`: nothing boots here.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use tests::bastion::Bastion;
 use tests::lab::{Lab, until};
 use tests::node::Node;
+use tests::site::{of_talos, write};
 
 const SITE: &str = "site: test
 networks:
   - { name: provisioning, link: br0, subnet: 10.107.0.0/24, domain: lab.example }
-";
-const MACHINES: &str = "machines:
-  - { name: head-1, mac: 52:54:00:aa:00:01, address: 10.107.0.11, disk: { path: /dev/disk/by-path/pci-0 } }
-  - { name: head-2, mac: 52:54:00:aa:00:02, address: 10.107.0.12, disk: { path: /dev/disk/by-path/pci-0 } }
-  - { name: head-3, mac: 52:54:00:aa:00:03, address: 10.107.0.13, disk: { path: /dev/disk/by-path/pci-0 } }
-  - { name: work-1, mac: 52:54:00:aa:00:04, address: 10.107.0.14, disk: { path: /dev/disk/by-path/pci-0 } }
-";
-const PROFILE: &str = "kernel: vmlinuz
-arguments: [talos.platform=metal, \"talos.config={{ config_url }}talos.yaml\"]
-config: { format: talos }
 ";
 const CLUSTER: &str = "name: lab
 type: TALOS
@@ -33,19 +23,6 @@ nodeGroups:
 ";
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn given(root: &Path) {
-    for (name, text) in [
-        ("site.yaml", SITE),
-        ("machines.yaml", MACHINES),
-        ("profiles/talos.yaml", PROFILE),
-        ("clusters/lab.yaml", CLUSTER),
-    ] {
-        let path = root.join(name);
-        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-        fs::write(path, text).expect("written");
-    }
-}
-
 fn config_url(script: &str) -> String {
     Node::argument(script, "talos.config=").expect("the script names a config")
 }
@@ -55,7 +32,8 @@ fn the_first_control_plane_gets_its_config_once_and_everybody_else_waits() {
     let lab = Lab::flat(0);
     let (head, other) = (Node::new(&lab, 1), Node::new(&lab, 2));
     let root = lab.path("given");
-    given(&root);
+    of_talos(&root, SITE, &["head-1", "head-2", "head-3", "work-1"]);
+    write(&root, "clusters/lab.yaml", CLUSTER);
     let mut bastion = Bastion::new(&lab, &root);
     let kernel = lab.path("vmlinuz");
     fs::write(&kernel, "a kernel").expect("written");

@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use ignition::platform::okd::File;
@@ -18,6 +17,7 @@ use tests::netns::Netns;
 use tests::node::Node;
 use tests::okd;
 use tests::process::{self, Process};
+use tests::site::write;
 
 use crate::answers::{NODES, READYZ, VERSION, WORKER_CONFIG, nodes, requests};
 
@@ -391,12 +391,6 @@ fn haproxy(lab: &Lab, bastion: &Bastion) -> Process {
         .arg(directory.join("master.sock"));
     command.arg("-f").arg(lenient).arg("-f").arg(configuration);
     lab.netns.start(&lab.timeline, "haproxy", command)
-}
-
-pub(crate) fn write(root: &Path, name: &str, text: &str) {
-    let path = root.join(name);
-    fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-    fs::write(path, text).expect("written");
 }
 
 fn shown(node: &str, up: bool, spare: bool) -> String {

@@ -21,13 +21,14 @@ use tests::kube_csr::CSRS;
 use tests::kube_fake::Answer;
 use tests::lab::{BASTION, Lab};
 use tests::node::Node;
+use tests::site::write;
 use tests::visitor::Visitor;
 
 use answers::{
     BOOTSTRAP, CLUSTER_VERSION, ETCD, NODES, OPERATORS, VERSION, WORKER_CONFIG, nodes, object,
     operators, request, requests, says,
 };
-use install::{CLUSTER, Death, Engine, Install, PLANES, PORTS, PUBLIC, Point, wait, write};
+use install::{CLUSTER, Death, Engine, Install, PLANES, PORTS, PUBLIC, Point, wait};
 
 const POINTS: [Point; 8] = [
     Point {
