@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::rr::{Name, RData, RecordType};
-use netboot::cluster::{ClusterName, ClusterSpec};
+use netboot::cluster::{ClusterName, ClusterSpec, ServiceKind};
 use netboot::endpoint::{Endpoint, Probe, Sides};
 use netboot::net::{NodeName, Timestamp};
 use netboot::site::Site;
@@ -176,6 +176,24 @@ fn tell(found: &[Finding], health: &Health) {
     }
 }
 
+/// How a service is that these were all looked at for: its faults, or else that there are none. What nobody can tell before a
+/// machine answers is no fault, or no machine would ever begin.
+pub(crate) fn sum(found: &[Finding]) -> Result<String, String> {
+    let of = |state: State| found.iter().filter(move |finding| finding.state == state);
+    let said = |finding: &Finding| format!("{}: {}", finding.subject, finding.detail);
+    let wrong: Vec<String> = of(State::Wrong).map(said).collect();
+    if let Some(first) = of(State::Wrong).next() {
+        // What is wrong with one is mostly wrong with all, and so is what to do.
+        let remedy = first.remedy.as_deref().unwrap_or("look there");
+        return Err(format!("{}: {remedy}", wrong.join("; ")));
+    }
+    Ok(match (of(State::Right).count(), of(State::Waits).count()) {
+        (0, 0) => "nothing of it can be looked at from here".to_owned(),
+        (right, 0) => format!("as it must be: {right}"),
+        (right, waits) => format!("as it must be: {right}; once machines answer: {waits}"),
+    })
+}
+
 /// Everything that must be so elsewhere; nothing where this bastion serves it.
 pub(crate) fn questions(
     site: &Site,
@@ -311,6 +329,16 @@ impl Question {
             detail,
             remedy,
             at,
+        }
+    }
+
+    /// Whether it is about what this kind of service does for this cluster.
+    pub(crate) fn concerns(&self, name: &ClusterName, kind: ServiceKind) -> bool {
+        match self {
+            Self::Resolves { cluster, .. } => kind == ServiceKind::Dns && cluster == name,
+            Self::Leads { endpoint, .. } | Self::Closed { endpoint, .. } => {
+                kind == ServiceKind::LoadBalancer && endpoint.cluster == name.as_str()
+            }
         }
     }
 

@@ -241,6 +241,7 @@ fn definitions() -> impl Strategy<Value = Vec<Service>> {
                     0 => Provider::Off,
                     1 => Provider::External(None),
                     2 => Provider::External(Some(Target::of_address("a:1").unwrap())),
+                    3 => Provider::Elsewhere,
                     _ => Provider::Builtin,
                 },
                 depends_on: before.into_iter().map(|other| other.name).collect(),

@@ -35,6 +35,9 @@ type: K3S
 version: v1.32.0+k3s1
 nodeGroups:
   - { name: heads, role: CONTROL_PLANE, count: 1, boot: { configTemplate: k3s } }
+services:
+  - { name: names, type: DNS }
+  - { name: ports, type: LOAD_BALANCER, dependsOn: [names], configuration: { mode: external } }
 ";
 
 /// The others' side of the cable.
@@ -191,6 +194,16 @@ fn found(bastion: &Bastion<'_>, subject: &str) -> (String, String) {
     (word("result"), word("evidence"))
 }
 
+/// Waits for words of `cluster status`.
+fn tells(bastion: &Bastion<'_>, words: &str) {
+    let mut told = String::new();
+    let is_told = || {
+        told = bastion.client(&["cluster", "status", "lab"]);
+        told.contains(words)
+    };
+    until(words, LIMIT, is_told);
+}
+
 #[test]
 fn names_and_ports_that_others_serve_are_looked_at_until_they_are_right() {
     const API: &str = "api at 10.107.0.250:6443";
@@ -208,12 +221,13 @@ fn names_and_ports_that_others_serve_are_looked_at_until_they_are_right() {
     }
 
     // The daemon looks by itself.
+    let mut status = Value::Null;
     until("what others serve to be in the status", LIMIT, || {
-        bastion
-            .client(&["status"])
-            .contains("api-int.lab.lab.example by 10.107.0.53")
+        status = serde_json::from_str(&bastion.client(&["status", "--json"])).expect("JSON");
+        status["elsewhere"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty())
     });
-    let status: Value = serde_json::from_str(&bastion.client(&["status", "--json"])).expect("JSON");
     let state = |subject: &str| {
         let all = status["elsewhere"].as_array().expect("findings");
         let finding = all.iter().find(|finding| finding["subject"] == subject);
@@ -224,10 +238,17 @@ fn names_and_ports_that_others_serve_are_looked_at_until_they_are_right() {
     assert_eq!(state("*.apps.lab.lab.example by 10.107.0.53"), "wrong");
     assert_eq!(state(API), "waits", "nobody answers behind it yet");
     assert_eq!(status["healthy"], false);
+    tells(
+        &bastion,
+        "service names (required): *.apps.lab.lab.example by 10.107.0.53: is no address",
+    );
+    tells(&bastion, "service ports (required): waits for names");
 
     drop(names);
     let all = ["api", "api-int", "apps"].map(|name| (name, "10.107.0.250"));
     let _names = world.dnsmasq(&all);
+    tells(&bastion, "as it must be: 3");
+    tells(&bastion, "as it must be: 0; once machines answer: 1");
     let vault = Vault::open(&bastion.state, None).expect("the daemon's vault");
     let cluster: netboot::cluster::ClusterName = "lab".parse().expect("a name");
     let sealed = vault
@@ -262,4 +283,5 @@ fn names_and_ports_that_others_serve_are_looked_at_until_they_are_right() {
     let (result, why) = found(&bastion, API);
     assert_eq!(result, "fail", "{why}");
     assert!(why.contains("certificate"), "{why}");
+    tells(&bastion, &format!("service ports (required): {API}: "));
 }

@@ -32,8 +32,8 @@ use super::status::ClusterSummary;
 use crate::balancer::ListenerStatus;
 use crate::bastion::Bastion;
 use crate::controller::{NotWritten, now};
-use crate::image;
 use crate::preflight::addresses_of;
+use crate::{elsewhere, image};
 
 /// Between two looks at what is ours.
 const LOOK_TIME: Duration = Duration::from_secs(1);
@@ -79,7 +79,7 @@ pub(crate) async fn watch(
                 if due.get(&key).is_some_and(|due| *due > at) {
                     continue;
                 }
-                if matches!(service.provider, Provider::External(_)) {
+                if service.provider != Provider::Builtin {
                     let up = state.look_at(service).is_some_and(|look| look.holds);
                     due.insert(key, at + LOOK_AT_OTHERS_TIME[usize::from(up)]);
                 }
@@ -227,6 +227,7 @@ impl One {
     async fn look(self) -> (ClusterName, Seen) {
         let looked = match (&self.service.provider, self.service.kind) {
             (Provider::External(Some(target)), _) => reach(target).await,
+            (Provider::Elsewhere, kind) => self.elsewhere(kind).await,
             (Provider::Builtin, ServiceKind::LoadBalancer) => self.listeners(),
             (Provider::Builtin, ServiceKind::Dns) => self.names().await,
             (Provider::Builtin, ServiceKind::Dhcp) => self.addresses(),
@@ -242,6 +243,15 @@ impl One {
         let fact = self.service.fact();
         let key = FactKey { node: None, fact };
         (self.spec.name.clone(), Seen { key, holds, words })
+    }
+
+    /// What others must serve of this kind for the cluster.
+    async fn elsewhere(&self, kind: ServiceKind) -> Result<String, String> {
+        let trust = |cluster: &ClusterName| elsewhere::trust(&self.bastion.keyring, cluster);
+        let links = Arc::clone(&self.bastion.links.borrow());
+        let mut asked = elsewhere::questions(&self.site, &links, trust);
+        asked.retain(|question| question.concerns(&self.spec.name, kind));
+        elsewhere::sum(&elsewhere::look(asked, now()).await)
     }
 
     fn network(&self) -> Result<&Network, String> {

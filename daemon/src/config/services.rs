@@ -104,7 +104,7 @@ impl Served<'_> {
                 }
                 Some(Provider::Builtin)
             }
-            Some("external") => told.target().map(Provider::External),
+            Some("external") => told.target().map(|target| self.by_others(kind, target)),
             Some("off") => Some(Provider::Off),
             Some(other) => {
                 let remedy = "write builtin, external or off";
@@ -116,7 +116,7 @@ impl Served<'_> {
                 (None, ServiceKind::LoadBalancer | ServiceKind::Dns) if self.is_off(kind) => {
                     Some(Provider::Off)
                 }
-                (target, _) => Some(Provider::External(target)),
+                (target, _) => Some(self.by_others(kind, target)),
             },
         }
     }
@@ -149,6 +149,22 @@ impl Served<'_> {
                 "write external, with `address: HOST:PORT` or `url: http://…` to have it looked at",
             )),
             ServiceKind::Dns | ServiceKind::Dhcp | ServiceKind::PxeBoot => None,
+        }
+    }
+
+    /// Others do it: where it says itself where, there; else where the site says it of all clusters.
+    fn by_others(self, kind: ServiceKind, target: Option<Target>) -> Provider {
+        let elsewhere = match kind {
+            ServiceKind::LoadBalancer => self.site.settings.balancer == BalancerEngine::External,
+            ServiceKind::Dns => self.site.dns.mode == DnsMode::External,
+            ServiceKind::Dhcp
+            | ServiceKind::PxeBoot
+            | ServiceKind::Storage
+            | ServiceKind::Monitoring => false,
+        };
+        match target {
+            None if elsewhere => Provider::Elsewhere,
+            target => Provider::External(target),
         }
     }
 

@@ -325,8 +325,12 @@ async fn services(focus: &Focus, spec: &ClusterSpec, state: &ClusterState) -> Ve
                 Ok(_) => ServiceState::Up,
                 Err(why) => ServiceState::Failed(why),
             },
-            (Provider::Builtin, false) => continue,
-            (Provider::Builtin | Provider::External(_) | Provider::Off, _) => how,
+            // What must be so elsewhere has checks of its own.
+            (Provider::Builtin | Provider::Elsewhere, false) => continue,
+            (
+                Provider::Builtin | Provider::Elsewhere | Provider::External(_) | Provider::Off,
+                _,
+            ) => how,
         };
         let words = match (&how, state.look_at(service)) {
             (ServiceState::Up, Some(look)) => look.words.clone(),

@@ -87,6 +87,8 @@ pub enum Provider {
     Builtin,
     /// Others; without a target nobody looks at it, and it is taken on trust.
     External(Option<Target>),
+    /// Others, where the site says: what its clusters need there is looked at.
+    Elsewhere,
     /// Nobody: the cluster does without, and what depends on it does not wait.
     Off,
 }
@@ -97,7 +99,7 @@ impl Provider {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Builtin => "builtin",
-            Self::External(_) => "external",
+            Self::External(_) | Self::Elsewhere => "external",
             Self::Off => "off",
         }
     }
@@ -189,7 +191,7 @@ impl Service {
     pub fn is_watched(&self) -> bool {
         matches!(
             self.provider,
-            Provider::Builtin | Provider::External(Some(_))
+            Provider::Builtin | Provider::External(Some(_)) | Provider::Elsewhere
         )
     }
 
@@ -247,7 +249,7 @@ impl ClusterState {
         match service.provider {
             Provider::Off => return ServiceState::Off,
             Provider::External(None) => return ServiceState::Trusted,
-            Provider::Builtin | Provider::External(Some(_)) => {}
+            Provider::Builtin | Provider::External(Some(_)) | Provider::Elsewhere => {}
         }
         if self.is_stopped(service, spec) {
             return ServiceState::Stopped;
