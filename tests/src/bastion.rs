@@ -93,7 +93,7 @@ impl<'a> Bastion<'a> {
         // What the last one left is not an answer of this one.
         until("the daemon to answer", READY_LIMIT, || {
             if let Some(status) = daemon.ended() {
-                panic!("the daemon ended with {status}\n{}", self.timeline.told());
+                panic!("{}\nthe daemon ended with {status}", self.timeline.told());
             }
             std::os::unix::net::UnixStream::connect(&self.socket).is_ok()
         });
@@ -160,7 +160,7 @@ impl Operator<'_> {
     /// With the story, when it does not.
     pub fn must(&self, words: &[&str]) -> String {
         self.command(words)
-            .unwrap_or_else(|error| panic!("{error}\n{}", self.timeline.told()))
+            .unwrap_or_else(|error| panic!("{}\n{error}", self.timeline.told()))
     }
 }
 

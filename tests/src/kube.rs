@@ -158,7 +158,7 @@ impl Kube {
         kube.user("admin", "system:masters");
         until("the API to be ready", START_LIMIT, || {
             if let Some(ended) = kube.apiserver.ended() {
-                panic!("kube-apiserver: {ended}\n{}", kube.lab.timeline.told());
+                panic!("{}\nkube-apiserver: {ended}", kube.lab.timeline.told());
             }
             kube.ask(As::User("admin"), "GET", "/readyz", None).0 == 200
         });

@@ -193,11 +193,6 @@ impl Fake {
         access(self.ca(), vec![self.server()])
     }
 
-    /// Connections that are open. Each has the list of what was asked, as have this end and the server itself.
-    pub fn connections(&self) -> usize {
-        Arc::strong_count(&self.asked).saturating_sub(2)
-    }
-
     /// The requests so far: heads, and what of a body came with them.
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().expect("whole").clone()

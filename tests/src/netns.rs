@@ -129,6 +129,19 @@ impl Netns {
         });
     }
 
+    /// Connections to a TCP port of the namespace that the kernel holds: also those that no server took yet, and not
+    /// those that its server ended.
+    pub fn tcp_connections(&self, port: u16) -> usize {
+        // proc_net_tcp.txt of the kernel's documentation: established, SYN received, and ended by the peer alone.
+        const OPEN: [&str; 3] = ["01", "03", "08"];
+        let table = self.run(|| fs::read_to_string("/proc/thread-self/net/tcp").expect("a table"));
+        let port = format!(":{port:04X}");
+        let rows = table.lines().skip(1);
+        let rows = rows.map(|row| row.split_whitespace().collect::<Vec<_>>());
+        rows.filter(|row| row[1].ends_with(&port) && OPEN.contains(&row[3]))
+            .count()
+    }
+
     /// A bridge that forwards from its first moment, with an address.
     pub fn bridge(&self, name: &str, address: Ipv4Addr, prefix: u8) {
         self.ip(&format!(

@@ -100,7 +100,7 @@ impl Process {
     /// With the whole story, when the limit passes or the process ends without having said it.
     pub fn wait_for(&self, pattern: &str, limit: Duration) -> Line {
         self.try_wait_for(pattern, 1, limit)
-            .unwrap_or_else(|reason| panic!("{reason}\n{}", self.timeline.told()))
+            .unwrap_or_else(|reason| panic!("{}\n{reason}", self.timeline.told()))
     }
 
     /// The `nth` line it printed that holds `pattern`, or why there is none.
@@ -145,9 +145,9 @@ impl Process {
             }
             assert!(
                 Instant::now() < deadline,
-                "{} did not end within {limit:?}\n{}",
-                self.name,
-                self.timeline.told()
+                "{}\n{} did not end within {limit:?}",
+                self.timeline.told(),
+                self.name
             );
             std::thread::sleep(Duration::from_millis(5));
         }

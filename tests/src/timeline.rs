@@ -126,7 +126,7 @@ impl Timeline {
         }
     }
 
-    /// The end of the story, for a person.
+    /// The end of the story, for a person. What went wrong is said after it, where it is found first.
     pub fn told(&self) -> String {
         let story = self.story();
         let skipped = story.lines.len().saturating_sub(SHOWN_MAX);

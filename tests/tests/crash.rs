@@ -156,7 +156,7 @@ fn finish(lab: &Lab, operator: &Operator<'_>, hardware: &Hardware) {
             Err(_) => drop(operator.command(&["node", "approve", &hardware.name])),
         }
     }
-    panic!("{} never finished\n{}", hardware.name, lab.timeline.told());
+    panic!("{}\n{} never finished", lab.timeline.told(), hardware.name);
 }
 
 /// Kills and restarts the daemon `kills` times, each time after a random number of milliseconds of life.

@@ -332,7 +332,7 @@ fn comes_true(netns: &Netns, timeline: &Timeline, links: &[Link]) {
         let missing: Vec<_> = wanted.difference(&present).collect();
         let more: Vec<_> = present.difference(&wanted).collect();
         panic!(
-            "missing {missing:#?}\nand more than wanted {more:#?}\n{}",
+            "{}\nmissing {missing:#?}\nand more than wanted {more:#?}",
             timeline.told()
         );
     }

@@ -122,9 +122,9 @@ impl Handover {
         }));
         assert!(
             over.is_ok(),
-            "{format} left: {:#?}\n{}",
-            self.left_to_do(),
-            self.timeline.told()
+            "{}\n{format} left: {:#?}",
+            self.timeline.told(),
+            self.left_to_do()
         );
         // The table, too, word for word what we would have put there.
         assert_eq!(self.present().ruleset, ruleset(&self.spec));

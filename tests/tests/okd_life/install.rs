@@ -235,7 +235,10 @@ impl<'a> Install<'a> {
         );
         machine.node.netns.output("nft", &[&rules]);
         let fake = machine.servers.remove(&port).expect("it serves");
-        until("its connections to end", LIMIT, || fake.connections() == 0);
+        until("its connections to end", LIMIT, || {
+            machine.node.netns.tcp_connections(port) == 0
+        });
+        drop(fake);
     }
 
     pub(crate) fn revives(&mut self, name: &'static str, port: u16) {
@@ -327,7 +330,7 @@ impl<'a> Install<'a> {
         });
         assert!(
             settled,
-            "{what}: {seen:#?} and not {sets:#?}\n{}",
+            "{}\n{what}: {seen:#?} and not {sets:#?}",
             self.lab.timeline.told()
         );
         if self.engine == Engine::Haproxy {
@@ -341,7 +344,7 @@ impl<'a> Install<'a> {
             let told = self.lab.timeline.told();
             assert!(
                 settled,
-                "{what}, by HAProxy: {seen:#?} and not {wanted:#?}\n{told}"
+                "{told}\n{what}, by HAProxy: {seen:#?} and not {wanted:#?}"
             );
         }
         let mut told = String::new();

@@ -247,7 +247,7 @@ fn life(engine: Engine) {
     println!("{visits:?}");
     let wanted = visits.lasted.as_secs() * 195;
     assert!(visits.made as u64 > wanted, "too few: {visits:?}");
-    assert_eq!(visits.failed, 0, "{visits:#?}\n{}", lab.timeline.told());
+    assert_eq!(visits.failed, 0, "{}\n{visits:#?}", lab.timeline.told());
 
     // Whatever is unsaid by now was seen.
     install.bastion.kill();
