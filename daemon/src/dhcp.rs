@@ -1,18 +1,16 @@
 //! DHCP on the provisioning links: UDP 67 and 4011.
 //!
 //! Each link has a thread and sockets of its own, bound to that link: what was heard on one is never
-//! answered on another. A task follows the kernel's links and the site's networks, and starts, moves
-//! and stops those threads.
+//! answered on another.
 //!
 //! ```text
-//!   links, site --follow--> one thread a link: receive a batch, ask netboot::dhcp::answer, send a batch
+//!   links, site --presence--> one thread a link: receive a batch, ask netboot::dhcp::answer, send a batch
 //!                               | leases of the pool: written down first, then sent
 //!                               | facts to the ledger, sightings to the controller: never waited for
 //! ```
 //!
-//! Ugly facts. A socket bound to a link that was deleted is dead for ever, also when a link of the
-//! same name appears again: the kernel's index tells them apart. The site's snapshot does not call
-//! when its files were read again, so the task looks at it every second.
+//! Ugly fact. A socket bound to a link that was deleted is dead for ever, also when a link of the
+//! same name appears again: the kernel's index tells them apart.
 
 mod counters;
 mod post;
@@ -20,8 +18,7 @@ mod serve;
 mod socket;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use netboot::dhcp::LinkContext;
@@ -30,15 +27,14 @@ use netboot::site::Site;
 use netboot::spec::Mode;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
-use tracing::{info, warn};
+use tokio::task::JoinHandle;
+use tracing::info;
 
 use crate::controller::Controller;
 use crate::ledger::Ledger;
 use crate::link::{Link, Links};
+use crate::presence::{Attend, Faults, Presence};
 pub use counters::Counters;
-
-const LOOK_AT_SITE: Duration = Duration::from_secs(1);
 
 /// A link that is served, and as what.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,14 +48,7 @@ pub(crate) struct Served {
 #[derive(Debug)]
 pub struct Dhcp {
     counters: Arc<Counters>,
-    state: Arc<Mutex<State>>,
-    following: AbortHandle,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    served: BTreeSet<LinkName>,
-    faults: BTreeMap<LinkName, String>,
+    presence: Presence<Served>,
 }
 
 /// Starts serving every link that the site's networks name, as soon as the kernel has it. `http_port`
@@ -74,22 +63,14 @@ pub fn start(
     http_port: u16,
 ) -> (Dhcp, JoinHandle<()>) {
     let counters = Arc::new(Counters::default());
-    let state = Arc::new(Mutex::new(State::default()));
-    let follower = Follower {
+    let opener = Opener {
         controller,
         ledger,
         http_port,
         counters: Arc::clone(&counters),
-        state: Arc::clone(&state),
-        running: BTreeMap::new(),
     };
-    let following = tokio::spawn(follower.follow(links));
-    let running = Dhcp {
-        counters,
-        state,
-        following: following.abort_handle(),
-    };
-    (running, following)
+    let (presence, following) = Presence::begin(opener, links);
+    (Dhcp { counters, presence }, following)
 }
 
 impl Dhcp {
@@ -102,37 +83,26 @@ impl Dhcp {
     /// Why a link that should be served is not, by link.
     #[must_use]
     pub fn faults(&self) -> BTreeMap<LinkName, String> {
-        self.state().faults.clone()
+        self.presence.faults()
     }
 
     /// The links that are served now.
     #[must_use]
     pub fn served(&self) -> BTreeSet<LinkName> {
-        self.state().served.clone()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let served = self.presence.served().into_iter();
+        served.map(|served| served.context.name).collect()
     }
 }
 
-impl Drop for Dhcp {
-    fn drop(&mut self) {
-        self.following.abort();
-    }
-}
-
-struct Follower {
+struct Opener {
     controller: Controller,
     ledger: Ledger,
     http_port: u16,
     counters: Arc<Counters>,
-    state: Arc<Mutex<State>>,
-    running: BTreeMap<LinkName, Running>,
 }
 
+/// A link's thread.
 struct Running {
-    served: Served,
     stop: Arc<EventFd>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -147,53 +117,22 @@ impl Drop for Running {
     }
 }
 
-impl Follower {
-    async fn follow(mut self, mut links: watch::Receiver<Arc<Links>>) {
-        let mut look = tokio::time::interval(LOOK_AT_SITE);
-        loop {
-            self.converge(&links.borrow_and_update().clone());
-            tokio::select! {
-                changed = links.changed() => if changed.is_err() { return },
-                _ = look.tick() => {}
-            }
-        }
-    }
+impl Attend for Opener {
+    const WHAT: &'static str = "DHCP";
+    type Place = Served;
+    type Running = Running;
 
-    fn converge(&mut self, links: &Links) {
+    fn wanted(&self, links: &Links) -> (Vec<Served>, Faults) {
         let site = self.controller.snapshot().load();
-        let (wanted, mut faults) = wanted(&site, links, self.http_port);
-        self.running.retain(|name, running| {
-            let alive = running
-                .thread
-                .as_ref()
-                .is_some_and(|thread| !thread.is_finished());
-            alive && wanted.get(name) == Some(&running.served)
-        });
-        for (name, served) in wanted {
-            if self.running.contains_key(&name) {
-                continue;
-            }
-            match self.run(served) {
-                Ok(running) => {
-                    info!(link = %name, server = %running.served.context.server, "serving DHCP");
-                    self.running.insert(name, running);
-                }
-                Err(error) => {
-                    faults.insert(name, format!("{error:#}"));
-                }
-            }
-        }
-        let served = self.running.keys().cloned().collect();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, fault) in &faults {
-            if state.faults.get(name) != Some(fault) {
-                warn!(link = %name, "not serving DHCP: {fault}");
-            }
-        }
-        *state = State { served, faults };
+        let (wanted, faults) = wanted(&site, links, self.http_port);
+        (wanted.into_values().collect(), faults)
     }
 
-    fn run(&self, served: Served) -> anyhow::Result<Running> {
+    fn link(place: &Served) -> &LinkName {
+        &place.context.name
+    }
+
+    fn open(&mut self, served: &Served) -> anyhow::Result<Running> {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let sockets = socket::open(served.context.name.as_str(), served.index)?;
         let server = serve::Server::new(
@@ -207,11 +146,16 @@ impl Follower {
         let thread = std::thread::Builder::new()
             .name(format!("dhcp {}", served.context.name))
             .spawn(move || server.run(&until))?;
+        info!(link = %served.context.name, server = %served.context.server, "serving DHCP");
         Ok(Running {
-            served,
             stop,
             thread: Some(thread),
         })
+    }
+
+    fn is_alive(running: &Running) -> bool {
+        let thread = running.thread.as_ref();
+        thread.is_some_and(|thread| !thread.is_finished())
     }
 }
 
@@ -220,8 +164,8 @@ pub(crate) fn wanted(
     site: &Site,
     links: &Links,
     http_port: u16,
-) -> (BTreeMap<LinkName, Served>, BTreeMap<LinkName, String>) {
-    let (mut wanted, mut faults) = (BTreeMap::new(), BTreeMap::new());
+) -> (BTreeMap<LinkName, Served>, Faults) {
+    let (mut wanted, mut faults) = (BTreeMap::new(), Faults::new());
     for network in site.spec().networks().filter(|n| n.mode != Mode::Off) {
         let name = &network.link;
         let Some(link) = links.get(name.as_str()) else {

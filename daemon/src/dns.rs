@@ -9,8 +9,7 @@
 //! Nobody but the machines of a place's networks, and this host, has names of others looked up. Everybody else is
 //! refused, at a limited rate, or answered from the outside's view on public links.
 //!
-//! Ugly facts. A link has an address in each of its networks, and each is a place of its own. The site's snapshot does
-//! not call when its files were read again, so the follower looks at it every second; records are looked at for every batch.
+//! Ugly fact. A link has an address in each of its networks, and each is a place of its own.
 
 mod book;
 mod cache;
@@ -22,9 +21,8 @@ mod tcp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use netboot::net::{LinkName, Subnet};
 use netboot::site::Site;
@@ -32,17 +30,17 @@ use netboot::spec::Mode;
 use netboot::zone::{DnsMode, Side};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
-use tracing::{info, warn};
+use tokio::task::JoinHandle;
+use tracing::info;
 
 use crate::controller::Controller;
 use crate::link::Links;
+use crate::presence::{Attend, Faults, Presence};
 pub(crate) use book::names;
 use forward::Forwarder;
 use serve::Desk;
 
 const PORT: u16 = 53;
-const LOOK_AT_SITE: Duration = Duration::from_secs(1);
 
 /// An address that is served, and for whom.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,14 +58,7 @@ struct Place {
 #[derive(Debug)]
 pub struct Dns {
     counters: Arc<Counters>,
-    state: Arc<Mutex<State>>,
-    following: AbortHandle,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    served: BTreeSet<Ipv4Addr>,
-    faults: BTreeMap<LinkName, String>,
+    presence: Presence<Place>,
 }
 
 /// What became of a question.
@@ -116,25 +107,17 @@ impl Counters {
 #[must_use]
 pub fn start(controller: Controller, links: watch::Receiver<Arc<Links>>) -> (Dns, JoinHandle<()>) {
     let counters = Arc::<Counters>::default();
-    let state = Arc::<Mutex<State>>::default();
     let desk = Desk {
         book: book::Book::new(controller.clone(), links.clone()),
         forwarder: Arc::new(Forwarder::new()),
         counters: Arc::clone(&counters),
     };
-    let follower = Follower {
+    let opener = Opener {
         controller,
         desk: Arc::new(desk),
-        state: Arc::clone(&state),
-        running: BTreeMap::new(),
     };
-    let following = tokio::spawn(follower.follow(links));
-    let running = Dns {
-        counters,
-        state,
-        following: following.abort_handle(),
-    };
-    (running, following)
+    let (presence, following) = Presence::begin(opener, links);
+    (Dns { counters, presence }, following)
 }
 
 impl Dns {
@@ -147,31 +130,13 @@ impl Dns {
     /// Why a link that should be served is not, by link.
     #[must_use]
     pub fn faults(&self) -> BTreeMap<LinkName, String> {
-        self.state().faults.clone()
-    }
-
-    /// The addresses that are served now.
-    #[must_use]
-    pub fn served(&self) -> BTreeSet<Ipv4Addr> {
-        self.state().served.clone()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.presence.faults()
     }
 }
 
-impl Drop for Dns {
-    fn drop(&mut self) {
-        self.following.abort();
-    }
-}
-
-struct Follower {
+struct Opener {
     controller: Controller,
     desk: Arc<Desk>,
-    state: Arc<Mutex<State>>,
-    running: BTreeMap<Place, Running>,
 }
 
 /// A place's thread and its TCP task.
@@ -179,13 +144,6 @@ struct Running {
     stop: Arc<EventFd>,
     thread: Option<std::thread::JoinHandle<()>>,
     tcp: JoinHandle<()>,
-}
-
-impl Running {
-    fn is_alive(&self) -> bool {
-        let thread = self.thread.as_ref();
-        thread.is_some_and(|thread| !thread.is_finished()) && !self.tcp.is_finished()
-    }
 }
 
 impl Drop for Running {
@@ -199,48 +157,21 @@ impl Drop for Running {
     }
 }
 
-impl Follower {
-    async fn follow(mut self, mut links: watch::Receiver<Arc<Links>>) {
-        let mut look = tokio::time::interval(LOOK_AT_SITE);
-        loop {
-            let known = links.borrow_and_update().clone();
-            self.converge(&known);
-            tokio::select! {
-                changed = links.changed() => if changed.is_err() { return },
-                _ = look.tick() => {}
-            }
-        }
+impl Attend for Opener {
+    const WHAT: &'static str = "DNS";
+    type Place = Place;
+    type Running = Running;
+
+    fn wanted(&self, links: &Links) -> (Vec<Place>, Faults) {
+        let (wanted, faults) = wanted(&self.controller.snapshot().load(), links);
+        (wanted.into_iter().collect(), faults)
     }
 
-    fn converge(&mut self, links: &Links) {
-        let (wanted, mut faults) = wanted(&self.controller.snapshot().load(), links);
-        self.running
-            .retain(|place, running| wanted.contains(place) && running.is_alive());
-        for place in wanted {
-            if self.running.contains_key(&place) {
-                continue;
-            }
-            match self.run(&place) {
-                Ok(running) => {
-                    info!(link = %place.link, address = %place.address, side = %place.side, "serving DNS");
-                    self.running.insert(place, running);
-                }
-                Err(error) => {
-                    faults.insert(place.link, format!("{error:#}"));
-                }
-            }
-        }
-        let served = self.running.keys().map(|place| place.address).collect();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        for (link, fault) in &faults {
-            if state.faults.get(link) != Some(fault) {
-                warn!(%link, "not serving DNS: {fault}; tried again every second");
-            }
-        }
-        *state = State { served, faults };
+    fn link(place: &Place) -> &LinkName {
+        &place.link
     }
 
-    fn run(&self, place: &Place) -> anyhow::Result<Running> {
+    fn open(&mut self, place: &Place) -> anyhow::Result<Running> {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let (udp, tcp) = (serve::open(place)?, tcp::open(place)?);
         let server = serve::Server::new(place.clone(), udp, Arc::clone(&self.desk));
@@ -249,17 +180,23 @@ impl Follower {
             .name(format!("dns {}", place.link))
             .spawn(move || server.run(&until))?;
         let tcp = tcp::run(Arc::new(place.clone()), tcp, Arc::clone(&self.desk));
+        info!(link = %place.link, address = %place.address, side = %place.side, "serving DNS");
         Ok(Running {
             stop,
             thread: Some(thread),
             tcp: tokio::spawn(tcp),
         })
     }
+
+    fn is_alive(running: &Running) -> bool {
+        let thread = running.thread.as_ref();
+        thread.is_some_and(|thread| !thread.is_finished()) && !running.tcp.is_finished()
+    }
 }
 
 /// The places to serve now, and why others are not.
-fn wanted(site: &Site, links: &Links) -> (BTreeSet<Place>, BTreeMap<LinkName, String>) {
-    let (mut wanted, mut faults) = (BTreeSet::new(), BTreeMap::new());
+fn wanted(site: &Site, links: &Links) -> (BTreeSet<Place>, Faults) {
+    let (mut wanted, mut faults) = (BTreeSet::new(), Faults::new());
     let dns = site.spec().dns();
     if dns.mode != DnsMode::Serve {
         return (wanted, faults);

@@ -28,6 +28,7 @@ pub mod okd;
 pub mod places;
 pub mod plan;
 pub mod preflight;
+mod presence;
 pub mod probe;
 pub mod ra;
 pub mod serve;

@@ -1,14 +1,8 @@
 //! Loaders over TFTP, on the bastion's address of each provisioning link and nowhere else.
-//!
-//! Links come, go and change address while the daemon runs, and a reload may name others, so the
-//! places are compared with what runs whenever the kernel tells of a change, and once a second for
-//! the site. A place that can't be had (the port is somebody else's) is tried again and shown by
-//! `status` until it can.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use images::Loaders;
 use netboot::attempt::{Fact, TransferOutcome};
@@ -16,24 +10,24 @@ use netboot::ipxe;
 use netboot::net::{LinkName, MacAddress};
 use netboot::tftp::Outcome;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 
 use crate::config::Settings;
 use crate::controller::Controller;
 use crate::dhcp;
 use crate::ledger::Ledger;
 use crate::link::Links;
+use crate::presence::{Attend, Faults, Presence};
 use crate::tftp::{self, Answer, LinkBinding, Report, Stage, TftpRequest};
 
-const LOOK_AT_SITE: Duration = Duration::from_secs(1);
 /// A reason or a file name of a machine that is kept, in characters.
 const WORDS_MAX: usize = 128;
 
 /// The running servers; dropping it stops them.
 #[derive(Debug)]
 pub struct Tftp {
-    state: Arc<Mutex<State>>,
-    following: AbortHandle,
+    tally: Arc<Mutex<Tally>>,
+    presence: Presence<Place>,
 }
 
 /// What the servers are made of.
@@ -49,15 +43,15 @@ pub struct Parts {
     pub settings: Settings,
 }
 
+/// What was counted.
 #[derive(Debug, Default)]
-struct State {
-    /// What servers counted that ended.
+struct Tally {
+    /// By servers that ended.
     ended: BTreeMap<&'static str, u64>,
-    running: BTreeMap<Place, Arc<tftp::Counters>>,
-    faults: BTreeMap<LinkName, String>,
+    running: Vec<Arc<tftp::Counters>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq)]
 struct Place {
     link: LinkName,
     /// A link that was deleted and made again keeps its name, but a socket bound to it is dead.
@@ -70,115 +64,92 @@ struct Place {
 /// The second value is the task that follows the links; that it ends before the first is dropped is a fault.
 #[must_use]
 pub fn start(parts: Parts, links: watch::Receiver<Arc<Links>>) -> (Tftp, JoinHandle<()>) {
-    let state = Arc::<Mutex<State>>::default();
-    let follower = Follower {
+    let tally = Arc::<Mutex<Tally>>::default();
+    let opener = Opener {
         parts,
-        state: Arc::clone(&state),
-        running: BTreeMap::new(),
+        tally: Arc::clone(&tally),
     };
-    let following = tokio::spawn(follower.follow(links));
-    let running = Tftp {
-        state,
-        following: following.abort_handle(),
-    };
-    (running, following)
+    let (presence, following) = Presence::begin(opener, links);
+    (Tftp { tally, presence }, following)
 }
 
 impl Tftp {
     /// Why a link that should be served is not, by link.
     #[must_use]
     pub fn faults(&self) -> BTreeMap<LinkName, String> {
-        lock(&self.state).faults.clone()
+        self.presence.faults()
     }
 
     /// Every counter by name, over all links and over servers that ended.
     #[must_use]
     pub fn counters(&self) -> BTreeMap<&'static str, u64> {
-        let state = lock(&self.state);
-        let mut sums = state.ended.clone();
-        for counters in state.running.values() {
+        let tally = lock(&self.tally);
+        let mut sums = tally.ended.clone();
+        for counters in &tally.running {
             add(&mut sums, counters);
         }
         sums
     }
 }
 
-impl Drop for Tftp {
-    fn drop(&mut self) {
-        self.following.abort();
-    }
-}
-
-struct Follower {
+struct Opener {
     parts: Parts,
-    state: Arc<Mutex<State>>,
-    running: BTreeMap<Place, tftp::Server>,
+    tally: Arc<Mutex<Tally>>,
 }
 
-impl Follower {
-    async fn follow(mut self, mut links: watch::Receiver<Arc<Links>>) {
-        let mut look = tokio::time::interval(LOOK_AT_SITE);
-        loop {
-            let now = links.borrow_and_update().clone();
-            self.converge(&now);
-            tokio::select! {
-                changed = links.changed() => if changed.is_err() { return },
-                _ = look.tick() => {}
-            }
-        }
-    }
+/// One server, and where its counts go when it ends.
+struct Running {
+    tally: Arc<Mutex<Tally>>,
+    server: tftp::Server,
+}
 
-    fn converge(&mut self, links: &Links) {
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut tally = lock(&self.tally);
+        let counters = self.server.counters();
+        tally.running.retain(|other| !Arc::ptr_eq(other, counters));
+        add(&mut tally.ended, counters);
+    }
+}
+
+impl Attend for Opener {
+    const WHAT: &'static str = "TFTP";
+    type Place = Place;
+    type Running = Running;
+
+    fn wanted(&self, links: &Links) -> (Vec<Place>, Faults) {
         let site = self.parts.controller.snapshot().load();
         // A link that DHCP can't serve is DHCP's fault to tell.
         let (served, _) = dhcp::wanted(&site, links, self.parts.settings.http_port);
-        let wanted: Vec<Place> = served
-            .into_iter()
-            .map(|(link, served)| Place {
-                link,
-                index: served.index,
-                address: served.context.server,
-            })
-            .collect();
-        let gone: Vec<Place> = self
-            .running
-            .keys()
-            .filter(|place| !wanted.contains(place))
-            .cloned()
-            .collect();
-        for place in gone {
-            self.running.remove(&place);
-            let mut state = lock(&self.state);
-            if let Some(counters) = state.running.remove(&place) {
-                add(&mut state.ended, &counters);
-            }
-        }
-        let mut faults = BTreeMap::new();
-        for place in wanted {
-            if self.running.contains_key(&place) {
-                continue;
-            }
-            match self.serve(&place) {
-                Ok(server) => {
-                    tracing::info!(link = %place.link, address = %place.address, "serving TFTP");
-                    let counters = Arc::clone(server.counters());
-                    lock(&self.state).running.insert(place.clone(), counters);
-                    self.running.insert(place, server);
-                }
-                Err(error) => {
-                    faults.insert(place.link, chain(&error));
-                }
-            }
-        }
-        let mut state = lock(&self.state);
-        for (link, fault) in &faults {
-            if state.faults.get(link) != Some(fault) {
-                tracing::warn!(%link, "not serving TFTP: {fault}; tried again every second");
-            }
-        }
-        state.faults = faults;
+        let place = |(link, served): (LinkName, dhcp::Served)| Place {
+            link,
+            index: served.index,
+            address: served.context.server,
+        };
+        (served.into_iter().map(place).collect(), Faults::new())
     }
 
+    fn link(place: &Place) -> &LinkName {
+        &place.link
+    }
+
+    fn open(&mut self, place: &Place) -> anyhow::Result<Running> {
+        let server = self.serve(place)?;
+        tracing::info!(link = %place.link, address = %place.address, "serving TFTP");
+        let counters = Arc::clone(server.counters());
+        lock(&self.tally).running.push(counters);
+        Ok(Running {
+            tally: Arc::clone(&self.tally),
+            server,
+        })
+    }
+
+    fn is_alive(_: &Running) -> bool {
+        true
+    }
+}
+
+impl Opener {
     fn serve(&self, place: &Place) -> Result<tftp::Server, tftp::StartError> {
         let Parts {
             loaders,
@@ -205,9 +176,9 @@ impl Follower {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
     // Sums are added one by one; a panic between two leaves counters a little low.
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn add(sums: &mut BTreeMap<&'static str, u64>, counters: &tftp::Counters) {
@@ -274,16 +245,6 @@ fn note(controller: &Controller, ledger: &Ledger, report: Report) {
     let node = site.spec().node_by_address(*peer.ip());
     let mac = node.and_then(|node| node.link_at(*peer.ip())?.macs.first().copied());
     ledger.note(mac, node.map(|node| &node.name), fact);
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text += &format!(" ({error})");
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,30 +1,31 @@
 //! The bastion's clock for machines: NTP on UDP 123, on the addresses that DNS and DHCP speak from; see `netboot::ntp`.
 //!
-//! One task an address; a task above them follows the kernel's links and the site. An answer is as long as its question,
-//! so nobody can be flooded through us; what is over the limit is dropped and asked again.
+//! One task an address. An answer is as long as its question, so nobody can be flooded through us; what is over the limit is
+//! dropped and asked again.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use netboot::net::{LinkName, Subnet};
 use netboot::ntp::{Clock, answer};
 use netboot::site::Site;
 use netboot::spec::Mode;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use crate::controller::Controller;
 use crate::link::Links;
+use crate::presence::{AbortOnDrop, Attend, Faults, Presence};
 use crate::sys;
 
 const PORT: u16 = 123;
-const LOOK_AT_SITE: Duration = Duration::from_secs(1);
 /// A rack of a thousand that starts at once asks four times each.
 const ANSWERS_PER_SECOND: u32 = 5000;
 /// A question with the extensions that some clients send.
@@ -34,8 +35,7 @@ const QUESTION_MAX: usize = 512;
 #[derive(Debug)]
 pub struct Time {
     counters: Arc<Counters>,
-    faults: Arc<Mutex<BTreeMap<LinkName, String>>>,
-    following: AbortHandle,
+    presence: Presence<Place>,
 }
 
 /// Questions since the start, by what became of them.
@@ -72,20 +72,12 @@ struct Place {
 #[must_use]
 pub fn start(controller: Controller, links: watch::Receiver<Arc<Links>>) -> (Time, JoinHandle<()>) {
     let counters = Arc::<Counters>::default();
-    let faults = Arc::default();
-    let follower = Follower {
+    let opener = Opener {
         controller,
         counters: Arc::clone(&counters),
-        faults: Arc::clone(&faults),
-        running: BTreeMap::new(),
     };
-    let following = tokio::spawn(follower.follow(links));
-    let running = Time {
-        counters,
-        faults,
-        following: following.abort_handle(),
-    };
-    (running, following)
+    let (presence, following) = Presence::begin(opener, links);
+    (Time { counters, presence }, following)
 }
 
 impl Time {
@@ -98,79 +90,50 @@ impl Time {
     /// Why a link that should be served is not, by link.
     #[must_use]
     pub fn faults(&self) -> BTreeMap<LinkName, String> {
-        self.faults
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.presence.faults()
     }
 }
 
-impl Drop for Time {
-    fn drop(&mut self) {
-        self.following.abort();
-    }
-}
-
-struct Follower {
+struct Opener {
     controller: Controller,
     counters: Arc<Counters>,
-    faults: Arc<Mutex<BTreeMap<LinkName, String>>>,
-    running: BTreeMap<Place, Running>,
 }
 
-struct Running(JoinHandle<()>);
+impl Attend for Opener {
+    const WHAT: &'static str = "NTP";
+    type Place = Place;
+    type Running = AbortOnDrop;
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.abort();
+    fn wanted(&self, links: &Links) -> (Vec<Place>, Faults) {
+        (
+            wanted(&self.controller.snapshot().load(), links),
+            Faults::new(),
+        )
+    }
+
+    fn link(place: &Place) -> &LinkName {
+        &place.link
+    }
+
+    fn open(&mut self, place: &Place) -> anyhow::Result<AbortOnDrop> {
+        let address = place.address;
+        let socket = open(address).with_context(|| {
+            format!("opening UDP port {PORT} on {address}; is another NTP server running here?")
+        })?;
+        info!(link = %place.link, %address, "serving NTP");
+        let task = serve(place.clone(), socket, Arc::clone(&self.counters));
+        Ok(AbortOnDrop(tokio::spawn(task)))
+    }
+
+    fn is_alive(running: &AbortOnDrop) -> bool {
+        running.is_alive()
     }
 }
 
-impl Follower {
-    async fn follow(mut self, mut links: watch::Receiver<Arc<Links>>) {
-        let mut look = tokio::time::interval(LOOK_AT_SITE);
-        loop {
-            let known = links.borrow_and_update().clone();
-            self.converge(&known).await;
-            tokio::select! {
-                changed = links.changed() => if changed.is_err() { return },
-                _ = look.tick() => {}
-            }
-        }
-    }
-
-    async fn converge(&mut self, links: &Links) {
-        let wanted = wanted(&self.controller.snapshot().load(), links);
-        self.running
-            .retain(|place, running| wanted.contains(place) && !running.0.is_finished());
-        let mut found = BTreeMap::new();
-        for place in wanted {
-            if self.running.contains_key(&place) {
-                continue;
-            }
-            match UdpSocket::bind((place.address, PORT)).await {
-                Ok(socket) => {
-                    info!(link = %place.link, address = %place.address, "serving NTP");
-                    let task = serve(place.clone(), socket, Arc::clone(&self.counters));
-                    self.running.insert(place, Running(tokio::spawn(task)));
-                }
-                Err(error) => {
-                    let fault = format!(
-                        "opening UDP port 123 on {}; is another NTP server running here?: {error}",
-                        place.address
-                    );
-                    found.insert(place.link, fault);
-                }
-            }
-        }
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        for (link, fault) in &found {
-            if faults.get(link) != Some(fault) {
-                warn!(%link, "not serving NTP: {fault}; tried again every second");
-            }
-        }
-        *faults = found;
-    }
+fn open(address: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind((address, PORT))?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
 }
 
 fn wanted(site: &Site, links: &Links) -> Vec<Place> {

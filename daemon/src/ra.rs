@@ -1,18 +1,16 @@
 //! Router solicitations on the provisioning links are answered "no router", so that no boot stage
 //! waits for one; see `netboot::ra` for the words and for when this is silent.
 //!
-//! One task a link, with a raw ICMPv6 socket bound to it; a task above them follows the kernel's links
-//! and the site's networks. The kernel refuses the socket without CAP_NET_RAW, and a link without a
-//! link-local address has nothing to speak from: neither keeps anything else from working.
+//! One task a link, with a raw ICMPv6 socket bound to it. The kernel refuses the socket without CAP_NET_RAW,
+//! and a link without a link-local address has nothing to speak from: neither keeps anything else from working.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
+use anyhow::Context;
 use netboot::attempt::Fact;
 use netboot::net::LinkName;
 use netboot::ra::{Heard, NO_ROUTER, Silence, hear};
@@ -21,14 +19,14 @@ use netboot::spec::Mode;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
-use tracing::{debug, info, warn};
+use tokio::task::JoinHandle;
+use tracing::{debug, info};
 
 use crate::controller::{Controller, now};
 use crate::ledger::Ledger;
 use crate::link::Links;
+use crate::presence::{AbortOnDrop, Attend, Faults, Presence};
 
-const LOOK_AT_SITE: Duration = Duration::from_secs(1);
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 const MESSAGE_MAX: usize = 1500;
@@ -39,7 +37,14 @@ const ANSWERS_PER_SECOND: u64 = 200;
 #[derive(Debug)]
 pub struct QuietIpv6 {
     counters: Arc<Counters>,
-    following: AbortHandle,
+    _presence: Presence<Place>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Place {
+    link: LinkName,
+    /// A link that was deleted and made again keeps its name, but a socket bound to it is dead.
+    index: u32,
 }
 
 /// Solicitations since the start, by what became of them.
@@ -73,17 +78,15 @@ pub fn start(
     links: watch::Receiver<Arc<Links>>,
 ) -> (QuietIpv6, JoinHandle<()>) {
     let counters = Arc::new(Counters::default());
-    let follower = Follower {
+    let opener = Opener {
         controller,
         ledger,
         counters: Arc::clone(&counters),
-        running: BTreeMap::new(),
-        refused: BTreeMap::new(),
     };
-    let following = tokio::spawn(follower.follow(links));
+    let (presence, following) = Presence::begin(opener, links);
     let running = QuietIpv6 {
         counters,
-        following: following.abort_handle(),
+        _presence: presence,
     };
     (running, following)
 }
@@ -96,67 +99,43 @@ impl QuietIpv6 {
     }
 }
 
-impl Drop for QuietIpv6 {
-    fn drop(&mut self) {
-        self.following.abort();
-    }
-}
-
-struct Follower {
+struct Opener {
     controller: Controller,
     ledger: Ledger,
     counters: Arc<Counters>,
-    running: BTreeMap<(LinkName, u32), Running>,
-    /// Links whose socket was refused: said once, tried again only when the link is made anew.
-    refused: BTreeMap<LinkName, u32>,
 }
 
-struct Running(JoinHandle<()>);
+impl Attend for Opener {
+    const WHAT: &'static str = "quiet IPv6";
+    type Place = Place;
+    type Running = AbortOnDrop;
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.abort();
+    fn wanted(&self, links: &Links) -> (Vec<Place>, Faults) {
+        (
+            wanted(&self.controller.snapshot().load(), links),
+            Faults::new(),
+        )
+    }
+
+    fn link(place: &Place) -> &LinkName {
+        &place.link
+    }
+
+    fn open(&mut self, place: &Place) -> anyhow::Result<AbortOnDrop> {
+        let socket = open(place.link.as_str(), place.index).context(
+            "router solicitations stay unanswered, so iPXE waits 13 seconds a stage: grant CAP_NET_RAW",
+        )?;
+        let (ledger, counters) = (self.ledger.clone(), Arc::clone(&self.counters));
+        let task = answer(place.clone(), socket, ledger, counters);
+        Ok(AbortOnDrop(tokio::spawn(task)))
+    }
+
+    fn is_alive(running: &AbortOnDrop) -> bool {
+        running.is_alive()
     }
 }
 
-impl Follower {
-    async fn follow(mut self, mut links: watch::Receiver<Arc<Links>>) {
-        let mut look = tokio::time::interval(LOOK_AT_SITE);
-        loop {
-            let known = links.borrow_and_update().clone();
-            self.converge(&known);
-            tokio::select! {
-                changed = links.changed() => if changed.is_err() { return },
-                _ = look.tick() => {}
-            }
-        }
-    }
-
-    fn converge(&mut self, links: &Links) {
-        let wanted = wanted(&self.controller.snapshot().load(), links);
-        self.running
-            .retain(|key, running| wanted.contains(key) && !running.0.is_finished());
-        for (link, index) in wanted {
-            let known = self.running.contains_key(&(link.clone(), index));
-            if known || self.refused.get(&link) == Some(&index) {
-                continue;
-            }
-            match open(link.as_str(), index) {
-                Ok(socket) => {
-                    let (ledger, counters) = (self.ledger.clone(), Arc::clone(&self.counters));
-                    let task = tokio::spawn(answer(link.clone(), index, socket, ledger, counters));
-                    self.running.insert((link, index), Running(task));
-                }
-                Err(error) => {
-                    warn!(%link, %error, "router solicitations stay unanswered, so iPXE waits 13 seconds a stage: grant CAP_NET_RAW");
-                    self.refused.insert(link, index);
-                }
-            }
-        }
-    }
-}
-
-fn wanted(site: &Site, links: &Links) -> Vec<(LinkName, u32)> {
+fn wanted(site: &Site, links: &Links) -> Vec<Place> {
     let mut wanted: Vec<_> = site
         .spec()
         .networks()
@@ -164,20 +143,18 @@ fn wanted(site: &Site, links: &Links) -> Vec<(LinkName, u32)> {
         .filter_map(|network| {
             let link = links.get(network.link.as_str())?;
             link.link_local?;
-            Some((network.link.clone(), link.index))
+            Some(Place {
+                link: network.link.clone(),
+                index: link.index,
+            })
         })
         .collect();
     wanted.dedup();
     wanted
 }
 
-async fn answer(
-    link: LinkName,
-    index: u32,
-    socket: UdpSocket,
-    ledger: Ledger,
-    counters: Arc<Counters>,
-) {
+async fn answer(place: Place, socket: UdpSocket, ledger: Ledger, counters: Arc<Counters>) {
+    let Place { link, index } = place;
     let mut silence = Silence::default();
     let mut budget = (0, 0);
     let mut buffer = [0; MESSAGE_MAX];

@@ -1,12 +1,10 @@
 //! Where boot HTTP listens: on the bastion's address in each provisioning network, on that link alone,
 //! plain and over TLS. Where Talos machines boot, the port for their events is opened beside it.
-//!
-//! A task follows the kernel's links and the site's networks. A place that is gone is given up (its
-//! connections end by themselves), a new one is taken, one that can't be had yet is tried again.
+//! The connections of a place that is given up end by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,29 +15,22 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::{Counters, Origin, Parts, Seat, Server};
 use crate::link::Links;
+use crate::presence::{AbortOnDrop, Attend, Faults, Presence};
 use crate::probe::talos::sink::{self, Sink};
 
-const LOOK_AT_SITE: Duration = Duration::from_secs(1);
 /// Connections that the kernel completes before we accept them: a rack's worth.
 const BACKLOG: i32 = 1024;
 
 /// The running listeners; dropping it closes them.
 pub struct Http {
     server: Arc<Server>,
-    state: Arc<Mutex<State>>,
-    following: AbortHandle,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    served: BTreeSet<SocketAddrV4>,
-    faults: BTreeMap<LinkName, String>,
+    presence: Presence<Place>,
 }
 
 /// One listening socket.
@@ -68,19 +59,8 @@ enum Door {
 pub fn start(mut parts: Parts, links: watch::Receiver<Arc<Links>>) -> (Http, JoinHandle<()>) {
     parts.limits.connections_max = room_for(parts.limits.connections_max);
     let server = Arc::new(Server::new(parts));
-    let state = Arc::new(Mutex::new(State::default()));
-    let follower = Follower {
-        server: Arc::clone(&server),
-        state: Arc::clone(&state),
-        running: BTreeMap::new(),
-    };
-    let following = tokio::spawn(follower.follow(links));
-    let running = Http {
-        server,
-        state,
-        following: following.abort_handle(),
-    };
-    (running, following)
+    let (presence, following) = Presence::begin(Opener(Arc::clone(&server)), links);
+    (Http { server, presence }, following)
 }
 
 impl Http {
@@ -105,85 +85,35 @@ impl Http {
     /// Why a link that should be served is not, by link.
     #[must_use]
     pub fn faults(&self) -> BTreeMap<LinkName, String> {
-        self.state().faults.clone()
+        self.presence.faults()
     }
 
     /// The addresses that are listened on now.
     #[must_use]
     pub fn served(&self) -> BTreeSet<SocketAddrV4> {
-        self.state().served.clone()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let served = self.presence.served().into_iter();
+        served.map(|place| place.address).collect()
     }
 }
 
-impl Drop for Http {
-    fn drop(&mut self) {
-        self.following.abort();
-    }
-}
+struct Opener(Arc<Server>);
 
-struct Follower {
-    server: Arc<Server>,
-    state: Arc<Mutex<State>>,
-    running: BTreeMap<Place, Listening>,
-}
+impl Attend for Opener {
+    const WHAT: &'static str = "boot HTTP";
+    type Place = Place;
+    type Running = AbortOnDrop;
 
-/// An accepting task that ends with this value.
-struct Listening(JoinHandle<()>);
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Follower {
-    async fn follow(mut self, mut links: watch::Receiver<Arc<Links>>) {
-        let mut look = tokio::time::interval(LOOK_AT_SITE);
-        loop {
-            let seen = Arc::clone(&links.borrow_and_update());
-            self.converge(&seen);
-            tokio::select! {
-                changed = links.changed() => if changed.is_err() { return },
-                _ = look.tick() => {}
-            }
-        }
+    fn wanted(&self, links: &Links) -> (Vec<Place>, Faults) {
+        let site = self.0.controller.snapshot().load();
+        let (wanted, faults) = wanted(&site, links, self.0.ports);
+        (wanted.into_iter().collect(), faults)
     }
 
-    fn converge(&mut self, links: &Links) {
-        let site = self.server.controller.snapshot().load();
-        let (wanted, mut faults) = wanted(&site, links, self.server.ports);
-        self.running.retain(|place, _| wanted.contains(place));
-        for place in wanted {
-            if self.running.contains_key(&place) {
-                continue;
-            }
-            match self.open(&place) {
-                Ok(listening) => {
-                    info!(link = %place.link, address = %place.address, door = ?place.door, "serving boot HTTP");
-                    self.running.insert(place, listening);
-                }
-                Err(error) => {
-                    faults.insert(place.link.clone(), format!("{error:#}"));
-                }
-            }
-        }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        for (link, fault) in &faults {
-            if state.faults.get(link) != Some(fault) {
-                warn!(link = %link, "not serving boot HTTP: {fault}");
-            }
-        }
-        *state = State {
-            served: self.running.keys().map(|place| place.address).collect(),
-            faults,
-        };
+    fn link(place: &Place) -> &LinkName {
+        &place.link
     }
 
-    fn open(&self, place: &Place) -> anyhow::Result<Listening> {
+    fn open(&mut self, place: &Place) -> anyhow::Result<AbortOnDrop> {
         let listener = open(place).with_context(|| {
             format!(
                 "listening on {}: see with `ss -ltnp` who else does",
@@ -191,11 +121,16 @@ impl Follower {
             )
         })?;
         let tls = match place.door {
-            Door::Tls => Some(self.server.ca.acceptor(IpAddr::V4(*place.address.ip()))?),
+            Door::Tls => Some(self.0.ca.acceptor(IpAddr::V4(*place.address.ip()))?),
             Door::Plain | Door::Events => None,
         };
-        let accepting = accept(Arc::clone(&self.server), listener, place.clone(), tls);
-        Ok(Listening(tokio::spawn(accepting)))
+        info!(link = %place.link, address = %place.address, door = ?place.door, "serving boot HTTP");
+        let accepting = accept(Arc::clone(&self.0), listener, place.clone(), tls);
+        Ok(AbortOnDrop(tokio::spawn(accepting)))
+    }
+
+    fn is_alive(running: &AbortOnDrop) -> bool {
+        running.is_alive()
     }
 }
 
@@ -221,12 +156,8 @@ fn room_for(connections: usize) -> usize {
 }
 
 /// The places to listen on now, and why some networks have none.
-fn wanted(
-    site: &Site,
-    links: &Links,
-    ports: super::Ports,
-) -> (BTreeSet<Place>, BTreeMap<LinkName, String>) {
-    let (mut wanted, mut faults) = (BTreeSet::new(), BTreeMap::new());
+fn wanted(site: &Site, links: &Links, ports: super::Ports) -> (BTreeSet<Place>, Faults) {
+    let (mut wanted, mut faults) = (BTreeSet::new(), Faults::new());
     let events = sink::is_wanted(site.spec());
     for network in site.spec().networks() {
         let name = &network.link;
