@@ -29,7 +29,8 @@ pub(crate) use faults::cluster_faults;
 pub use placement::{Before, PlacementFault, Seats, place};
 pub(crate) use record::ClusterDraft;
 pub use record::{
-    BootstrapCall, ClusterRecord, ClusterState, FactKey, Known, Look, MemberRecord, Seat, Seen,
+    Boots, BootstrapCall, ClusterRecord, ClusterState, FactKey, Known, Look, MemberRecord, Seat,
+    Seen,
 };
 pub use services::{
     Down, Provider, SERVICE_NAME_MAX, Service, ServiceFault, ServiceKind, ServiceName,

@@ -87,6 +87,7 @@ impl Memory {
             facts,
             bootstrap,
             retired: _,
+            boots: _,
         } = head;
         (record.stage, record.since, record.bootstrap) = (stage, since, bootstrap);
         record.facts.extend(facts);

@@ -21,6 +21,7 @@ use netboot::spec::{
     Artifact, ConfigSource, Format, Network, Profile, Purpose, SiteParts, SiteSpec,
 };
 use proptest::prelude::*;
+use uuid::Uuid;
 
 const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
@@ -191,6 +192,7 @@ fn seen(fact: &str, node: Option<&str>) -> Event {
             },
             holds: true,
             words: "seen".to_owned(),
+            boot: None,
         }],
     }
 }
@@ -553,6 +555,44 @@ fn what_the_system_before_shows_is_no_evidence_of_the_one_that_is_being_installe
 }
 
 #[test]
+fn a_boot_that_the_system_before_showed_is_of_it_however_late_the_api_notices() {
+    let shows = |site: &Site, boot: u128| {
+        let Event::Seen { cluster, mut seen } = seen("node-ready", Some("m-02")) else {
+            unreachable!("made above");
+        };
+        seen[0].boot = Some(Uuid::from_u128(boot));
+        happens(site, Event::Seen { cluster, seen })
+    };
+    let ready = |site: &Site| {
+        let (_, state) = site.cluster(&name("prod")).unwrap();
+        state.knows(&name("node-ready"), Some(&name("m-02")))
+    };
+    let reinstalls = |site: &Site| {
+        let permit = Event::PermitGiven {
+            node: name("m-02"),
+            disk: "SN-1".to_owned(),
+            seconds: 600,
+            by: "root".to_owned(),
+        };
+        let (site, asker) = boots(&happens(site, permit), "m-02");
+        remembered(&happens(&site, Event::ConfigAsked(asker)))
+    };
+    let site = installs(&seated(spec(fleet(7), vec![prod()])), "m-02");
+    let site = shows(&site, 1);
+    assert!(ready(&site));
+    // It was started again meanwhile, which is the same install.
+    let site = shows(&remembered(&site), 2);
+    let site = reinstalls(&site);
+    assert!(!ready(&shows(&site, 2)));
+    // Nor when it comes to nothing and is done once more, before anything of the new system was seen.
+    let site = reinstalls(&installs(&site, "m-02"));
+    assert!(!ready(&shows(&site, 2)));
+    let site = shows(&site, 3);
+    assert!(ready(&site));
+    assert!(!ready(&shows(&reinstalls(&site), 3)));
+}
+
+#[test]
 fn the_first_control_plane_is_the_only_one_the_database_is_started_on() {
     let site = seated(spec(fleet(7), vec![prod()]));
     let intended = |site: &Site| {
@@ -698,6 +738,7 @@ proptest! {
                 key: FactKey { node, fact: name(fact) },
                 holds,
                 words: "so".to_owned(),
+                boot: None,
             }];
             site = happens(&site, Event::Seen { cluster: name("prod"), seen });
             if cut {

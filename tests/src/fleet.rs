@@ -546,6 +546,7 @@ impl Fleet {
                 },
                 holds,
                 words: if holds { "so" } else { "503" }.to_owned(),
+                boot: None,
             });
         };
         let up = |machine: &Machine| matches!(machine.doing, Doing::Running(steps) if steps > 2);
@@ -615,6 +616,7 @@ impl Fleet {
                 key: FactKey { node: None, fact },
                 holds,
                 words: if holds { "up" } else { "refused" }.to_owned(),
+                boot: None,
             }];
             if holds {
                 self.services_up.insert(service.name.clone());

@@ -18,6 +18,7 @@ use tests::kube_fake::access;
 use tests::lab::{BASTION, until};
 
 const OPERATORS: &str = "/apis/config.openshift.io/v1/clusteroperators";
+const BOOT: &str = "2f6d3c7e-8a51-4a0e-9d44-0b1f6f1f0a11";
 const ADMIN: As<'_> = As::User("admin");
 
 fn node_ready(number: u8) -> Want {
@@ -84,7 +85,10 @@ fn a_real_api_is_seen_to_become_ready_and_so_are_its_nodes_and_operators() {
         let path = format!("/api/v1/nodes/worker-{number}.lab.example/status");
         kube.patch(
             &path,
-            &json!({"status": {"conditions": [condition("Ready", status, message)]}}),
+            &json!({"status": {
+                "conditions": [condition("Ready", status, message)],
+                "nodeInfo": {"bootID": BOOT},
+            }}),
         );
     };
     ready(1, "True", "kubelet is posting ready status");
@@ -138,6 +142,10 @@ fn a_real_api_is_seen_to_become_ready_and_so_are_its_nodes_and_operators() {
         let words = "worker-2.lab.example: Ready is False: container runtime network not ready: cni plugin not initialized";
         assert_eq!(after[2].1, words);
     }
+    let (asked, again) = ([Want::Api, node_ready(1), node_ready(3)], ours.clone());
+    let seen = kube.run(async move { look(&again, &asked).await });
+    let boots: Vec<_> = seen.into_iter().map(|seen| seen.boot).collect();
+    assert_eq!(boots, [None, BOOT.parse().ok(), None]);
 
     // Who isn't in the cluster is told so, by either side.
     let stranger = access(

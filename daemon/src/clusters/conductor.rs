@@ -220,7 +220,13 @@ impl Round {
         };
         let fact = SECRETS.parse().expect("a fact's name is one label");
         let key = FactKey { node: None, fact };
-        self.tell(vec![Seen { key, holds, words }]).await;
+        let seen = Seen {
+            key,
+            holds,
+            words,
+            boot: None,
+        };
+        self.tell(vec![seen]).await;
         prepared.ok()
     }
 

@@ -168,6 +168,7 @@ fn begun(site: &Site, state: &ClusterState) -> Option<Seen> {
         key: FactKey { node: None, fact },
         holds: true,
         words: format!("{} was served its boot", first.node),
+        boot: None,
     })
 }
 
@@ -242,7 +243,15 @@ impl One {
         };
         let fact = self.service.fact();
         let key = FactKey { node: None, fact };
-        (self.spec.name.clone(), Seen { key, holds, words })
+        (
+            self.spec.name.clone(),
+            Seen {
+                key,
+                holds,
+                words,
+                boot: None,
+            },
+        )
     }
 
     /// What others must serve of this kind for the cluster.

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use netboot::cluster::{
-    BootstrapCall, ClusterRecord, FactKey, FactName, GroupName, Known, MemberRecord, Seat, Stage,
+    Boots, BootstrapCall, ClusterRecord, FactKey, FactName, GroupName, Known, MemberRecord, Seat,
+    Stage,
 };
 use netboot::net::{NodeName, Timestamp};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::disk::{Unreadable, from_json, to_json};
 
@@ -28,6 +30,10 @@ pub(super) struct MemberShape {
     facts: BTreeMap<FactName, KnownShape>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retired: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    latest_boot: Option<Uuid>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    former_boot: Option<Uuid>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -96,9 +102,10 @@ impl From<ClusterRecord> for ClusterShape {
         let ClusterRecord {
             stage,
             since,
-            // Both are kept with their machines.
+            // These are kept with their machines.
             seats: _,
             retired: _,
+            boots: _,
             facts,
             bootstrap,
         } = record;
@@ -175,6 +182,7 @@ impl From<MemberRecord> for MemberShape {
             seat,
             facts,
             retired,
+            boots: Boots { latest, former },
         } = member;
         Self {
             seat: seat.map(|seat| {
@@ -194,6 +202,8 @@ impl From<MemberRecord> for MemberShape {
                 .map(|(fact, known)| (fact, known.into()))
                 .collect(),
             retired,
+            latest_boot: latest,
+            former_boot: former,
         }
     }
 }
@@ -204,6 +214,8 @@ impl From<MemberShape> for MemberRecord {
             seat,
             facts,
             retired,
+            latest_boot,
+            former_boot,
         } = shape;
         Self {
             seat: seat.map(|shape| {
@@ -223,6 +235,10 @@ impl From<MemberShape> for MemberRecord {
                 .map(|(fact, known)| (fact, known.into()))
                 .collect(),
             retired,
+            boots: Boots {
+                latest: latest_boot,
+                former: former_boot,
+            },
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use uuid::Uuid;
 
 use super::placement::{Before, PlacementFault, Seats, place};
 use super::{
@@ -33,6 +34,8 @@ pub struct ClusterRecord {
     pub bootstrap: Option<BootstrapCall>,
     /// Machines that did their work and left, with the generation of what they last installed here.
     pub retired: BTreeMap<NodeName, u32>,
+    /// Which of their systems were seen to run.
+    pub boots: BTreeMap<NodeName, Boots>,
 }
 
 /// What a [`ClusterRecord`] holds of one machine; the store keeps each by itself, so that a cluster may grow.
@@ -44,6 +47,17 @@ pub struct MemberRecord {
     pub facts: BTreeMap<FactName, Known>,
     /// See [`ClusterRecord::retired`].
     pub retired: Option<u32>,
+    /// See [`ClusterRecord::boots`].
+    pub boots: Boots,
+}
+
+/// Boots of a machine's systems, by the ids that their kernels gave them (random(4), `boot_id`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Boots {
+    /// The one that was seen last.
+    pub latest: Option<Uuid>,
+    /// The last one of the install before this one: nothing that it shows is evidence of this one.
+    pub former: Option<Uuid>,
 }
 
 impl ClusterRecord {
@@ -60,6 +74,7 @@ impl ClusterRecord {
                 .map(|(key, known)| (key.fact.clone(), known.clone()))
                 .collect(),
             retired: self.retired.get(node).copied(),
+            boots: self.boots.get(node).copied().unwrap_or_default(),
         }
     }
 
@@ -70,6 +85,7 @@ impl ClusterRecord {
         self.seats
             .keys()
             .chain(self.retired.keys())
+            .chain(self.boots.keys())
             .chain(named)
             .collect()
     }
@@ -80,12 +96,16 @@ impl ClusterRecord {
             seat,
             facts,
             retired,
+            boots,
         } = member;
         if let Some(seat) = seat {
             self.seats.insert(node.clone(), seat);
         }
         if let Some(generation) = retired {
             self.retired.insert(node.clone(), generation);
+        }
+        if boots != Boots::default() {
+            self.boots.insert(node.clone(), boots);
         }
         for (fact, known) in facts {
             let node = Some(node.clone());
@@ -106,6 +126,7 @@ impl ClusterRecord {
                 .collect(),
             bootstrap: self.bootstrap.clone(),
             retired: BTreeMap::new(),
+            boots: BTreeMap::new(),
         }
     }
 }
@@ -163,6 +184,8 @@ pub struct Seen {
     pub holds: bool,
     /// What was seen: `503 from 10.1.107.11:6443`.
     pub words: String,
+    /// Which boot of the machine's system it is of, where that was told.
+    pub boot: Option<Uuid>,
 }
 
 /// The latest look at a fact.
@@ -349,6 +372,7 @@ impl ClusterDraft<'_> {
                 };
                 record.facts.retain(|key, _| !gone(key));
                 record.retired.retain(|node, _| !mine.contains_key(node));
+                record.boots.retain(|node, _| mine.contains_key(node));
                 record.seats = mine;
             });
         }
@@ -366,8 +390,14 @@ impl ClusterDraft<'_> {
             return;
         };
         let (spec, mut state) = (Arc::clone(spec), ClusterState::clone(state));
-        let mut learned = BTreeSet::new();
-        for Seen { key, holds, words } in seen {
+        let (mut learned, mut booted) = (BTreeSet::new(), BTreeSet::new());
+        for seen in seen {
+            let Seen {
+                key,
+                holds,
+                words,
+                boot,
+            } = seen;
             let of_ours = |node: &NodeName| state.record.seats.contains_key(node);
             if !key.node.as_ref().is_none_or(of_ours) {
                 continue;
@@ -375,8 +405,17 @@ impl ClusterDraft<'_> {
             // An API server takes a node for ready until it was silent for 40 s.
             let older = key.node.as_ref().is_some_and(|node| {
                 let record = self.site.record(node);
+                let boots = state.record.boots.get(node);
                 record.attempt.is_some() && record.configured.is_none()
+                    || boot.is_some() && boot == boots.and_then(|boots| boots.former)
             });
+            if let (Some(node), Some(_), false) = (&key.node, boot, older) {
+                let boots = state.record.boots.entry(node.clone()).or_default();
+                if boots.latest != boot {
+                    boots.latest = boot;
+                    booted.insert(node.clone());
+                }
+            }
             let (holds, words) = match holds && older {
                 true => (
                     false,
@@ -405,11 +444,15 @@ impl ClusterDraft<'_> {
             state.looks.insert(key, look);
         }
         self.site.clusters.insert(name.clone(), Arc::new(state));
-        for key in &learned {
-            self.changes.push(match &key.node {
-                Some(node) => Change::Member(name.clone(), node.clone()),
+        let learned_of = learned.iter().map(|key| key.node.clone());
+        let changed: BTreeSet<Option<NodeName>> =
+            learned_of.chain(booted.into_iter().map(Some)).collect();
+        self.changes
+            .extend(changed.into_iter().map(|node| match node {
+                Some(node) => Change::Member(name.clone(), node),
                 None => Change::Cluster(name.clone()),
-            });
+            }));
+        for key in &learned {
             if let Some(node) = &key.node {
                 self.runs(node, key.fact.as_str() == NODE_READY);
             }
@@ -529,6 +572,9 @@ impl ClusterDraft<'_> {
             record
                 .facts
                 .retain(|key, _| key.node.as_ref() != Some(node));
+            if let Some(boots) = record.boots.get_mut(node) {
+                boots.former = boots.latest.take().or(boots.former);
+            }
             if let Some(seat) = record.seats.get_mut(node) {
                 seat.former = None;
             }

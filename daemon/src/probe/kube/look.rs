@@ -8,7 +8,8 @@
 //! openshift/machine-config-operator `pkg/server/api.go`.
 //!
 //! Ugly facts: nodes list up to fifty images each, so they come in pages and little of them is kept; the machine-config server
-//! answers `/config/worker` with 500 until the control plane's own configs are rendered, so its health alone says nothing.
+//! answers `/config/worker` with 500 until the control plane's own configs are rendered, so its health alone says nothing; a
+//! node's object speaks for a machine that was switched off until its lease is 40 s old, so the boot it speaks of is told too.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::access::{KubeAccess, TrustedCa};
 use super::wire::{Server, Session, Trouble, built, shown};
@@ -126,8 +128,28 @@ impl OperatorsWatch {
     }
 }
 
-/// Whether it is so, and the words.
-type Told = (bool, String);
+/// Whether it is so, and the words; of a node, which boot of it that is of.
+#[derive(Clone)]
+struct Told {
+    holds: bool,
+    words: String,
+    boot: Option<Uuid>,
+}
+
+impl Told {
+    fn no(words: impl Into<String>) -> Self {
+        Self::new(false, words)
+    }
+
+    fn yes(words: impl Into<String>) -> Self {
+        Self::new(true, words)
+    }
+
+    fn new(holds: bool, words: impl Into<String>) -> Self {
+        let (words, boot) = (words.into(), None);
+        Self { holds, words, boot }
+    }
+}
 
 /// Looks at what is wanted, once: one [`Seen`] for each want, in their order, after 15 s at the most. May be dropped at any
 /// moment.
@@ -156,9 +178,15 @@ pub async fn look(access: &KubeAccess, wants: &[Want]) -> Vec<Seen> {
         }
     }
     let seen = wants.iter().zip(told).map(|(want, told)| {
-        let (holds, words) = told.unwrap_or_else(|| (false, "no answer within 15 s".to_owned()));
+        let told = told.unwrap_or_else(|| Told::no("no answer within 15 s"));
+        let Told { holds, words, boot } = told;
         let key = want.key();
-        Seen { key, holds, words }
+        Seen {
+            key,
+            holds,
+            words,
+            boot,
+        }
     });
     seen.collect()
 }
@@ -181,8 +209,8 @@ async fn config_server(server: &Server, tls: &Arc<ClientConfig>) -> Told {
         .expect("these are sound headers");
     let asked = async { Session::open(server, tls).await?.ask(request).await };
     match asked.await {
-        Ok(_) => (true, format!("{} has the workers' config", server.address)),
-        Err(trouble) => (false, trouble.to_string()),
+        Ok(_) => Told::yes(format!("{} has the workers' config", server.address)),
+        Err(trouble) => Told::no(trouble.to_string()),
     }
 }
 
@@ -192,7 +220,7 @@ async fn api(access: &KubeAccess, wants: &[Want], told: &mut [Option<Told>]) {
     let mut looks = Objects::new(&words, ready);
     for (want, told) in wants.iter().zip(told) {
         *told = match want {
-            Want::Api => Some((looks.session.is_some(), words.clone())),
+            Want::Api => Some(Told::new(looks.session.is_some(), words.clone())),
             Want::MachineConfigServer { .. } => None,
             Want::NodeReady { name, .. } => Some(looks.node(name, is_ready).await),
             Want::EtcdVoter { name, .. } => Some(looks.node(name, is_voter).await),
@@ -254,7 +282,7 @@ struct Object {
     #[serde(default)]
     data: BTreeMap<String, String>,
     #[serde(default)]
-    status: Conditions,
+    status: Status,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -266,9 +294,19 @@ struct Metadata {
 }
 
 #[derive(Clone, Default, Deserialize)]
-struct Conditions {
+struct Status {
     #[serde(default)]
     conditions: Vec<Condition>,
+    /// Of nodes.
+    #[serde(default, rename = "nodeInfo")]
+    info: NodeInfo,
+}
+
+/// What a kubelet tells of its machine (kubernetes/api, `core/v1/types.go`, `NodeSystemInfo`).
+#[derive(Clone, Default, Deserialize)]
+struct NodeInfo {
+    #[serde(default, rename = "bootID")]
+    boot: String,
 }
 
 /// The shape that conditions of every kind share.
@@ -315,8 +353,8 @@ impl Object {
 fn is_ready(node: &Object) -> Told {
     let name = &node.metadata.name;
     match node.lacks("Ready", "True") {
-        None => (true, format!("{name} is Ready")),
-        Some(why) => (false, format!("{name}: {why}")),
+        None => Told::yes(format!("{name} is Ready")),
+        Some(why) => Told::no(format!("{name}: {why}")),
     }
 }
 
@@ -324,11 +362,11 @@ fn is_voter(node: &Object) -> Told {
     let name = &node.metadata.name;
     let label = node.metadata.labels.get("node-role.kubernetes.io/etcd");
     if label.map(String::as_str) != Some("true") {
-        return (false, format!("{name} is no member of etcd yet"));
+        return Told::no(format!("{name} is no member of etcd yet"));
     }
     match node.lacks("EtcdIsVoter", "True") {
-        None => (true, format!("{name} votes in etcd")),
-        Some(why) => (false, format!("{name}: {why}")),
+        None => Told::yes(format!("{name} votes in etcd")),
+        Some(why) => Told::no(format!("{name}: {why}")),
     }
 }
 
@@ -371,11 +409,14 @@ impl<'a> Objects<'a> {
         }
         match self.nodes.as_ref() {
             Some(Ok(nodes)) => match nodes.get(name) {
-                Some(node) => told(node),
-                None => (false, format!("{name} has not joined yet")),
+                Some(node) => Told {
+                    boot: node.status.info.boot.parse().ok(),
+                    ..told(node)
+                },
+                None => Told::no(format!("{name} has not joined yet")),
             },
-            Some(Err(words)) => (false, words.clone()),
-            None => (false, self.nobody.to_owned()),
+            Some(Err(words)) => Told::no(words.clone()),
+            None => Told::no(self.nobody),
         }
     }
 
@@ -383,13 +424,13 @@ impl<'a> Objects<'a> {
         let path = "/api/v1/namespaces/kube-system/configmaps";
         match self.get::<Object>(path, "bootstrap").await {
             Ok(map) => match map.data.get("status").map(String::as_str) {
-                Some("complete") => (true, "kube-system/bootstrap says complete".to_owned()),
+                Some("complete") => Told::yes("kube-system/bootstrap says complete"),
                 other => {
                     let said = shown(other.unwrap_or("nothing"));
-                    (false, format!("kube-system/bootstrap says {said}"))
+                    Told::no(format!("kube-system/bootstrap says {said}"))
                 }
             },
-            Err(words) => (false, words),
+            Err(words) => Told::no(words),
         }
     }
 
@@ -397,10 +438,10 @@ impl<'a> Objects<'a> {
         let path = "/apis/operator.openshift.io/v1/etcds";
         match self.get::<Object>(path, "cluster").await {
             Ok(etcd) => match etcd.lacks("EtcdBootstrapMemberRemoved", "True") {
-                None => (true, "etcd runs without the bootstrap's member".to_owned()),
-                Some(why) => (false, why),
+                None => Told::yes("etcd runs without the bootstrap's member"),
+                Some(why) => Told::no(why),
             },
-            Err(words) => (false, words),
+            Err(words) => Told::no(words),
         }
     }
 
@@ -408,7 +449,7 @@ impl<'a> Objects<'a> {
         let path = "/apis/config.openshift.io/v1/clusterversions";
         let version = match self.get::<Object>(path, "version").await {
             Ok(version) => version,
-            Err(words) => return (false, words),
+            Err(words) => return Told::no(words),
         };
         let wanted = [
             ("Failing", "False"),
@@ -419,8 +460,8 @@ impl<'a> Objects<'a> {
             .iter()
             .find_map(|(kind, status)| version.lacks(kind, status));
         match lacking {
-            None => (true, "the version is available".to_owned()),
-            Some(why) => (false, why),
+            None => Told::yes("the version is available"),
+            Some(why) => Told::no(why),
         }
     }
 
@@ -430,25 +471,27 @@ impl<'a> Objects<'a> {
             Ok(operators) => operators,
             Err(words) => {
                 watch.look(None);
-                return (false, words);
+                return Told::no(words);
             }
         };
         let unsettled: Vec<String> = operators.iter().filter_map(unsettled).collect();
         let (all, left) = (operators.len(), unsettled.len());
         let settled = (all > 0 && left == 0).then(|| operators.iter().map(shape).collect());
         match watch.look(settled) {
-            None if all == 0 => (false, "there are no operators yet".to_owned()),
+            None if all == 0 => Told::no("there are no operators yet"),
             None => {
                 let named = unsettled[..left.min(NAMED_MAX)].join(", ");
-                let words = format!("{left} of {all} operators are not settled: {named}");
-                (false, words)
+                Told::no(format!(
+                    "{left} of {all} operators are not settled: {named}"
+                ))
             }
             Some(held) if held < SETTLED => {
                 let (held, wanted) = (held.as_secs(), SETTLED.as_secs());
-                let words = format!("all {all} operators are settled for {held} of {wanted} s");
-                (false, words)
+                Told::no(format!(
+                    "all {all} operators are settled for {held} of {wanted} s"
+                ))
             }
-            Some(_) => (true, format!("all {all} operators are settled")),
+            Some(_) => Told::yes(format!("all {all} operators are settled")),
         }
     }
 }

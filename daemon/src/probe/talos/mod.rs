@@ -182,6 +182,7 @@ fn seen(fact: &'static str, node: Option<&NodeName>, said: Result<String, String
         key,
         holds,
         words: one_line(&words),
+        boot: None,
     }
 }
 
