@@ -37,7 +37,7 @@ pub use services::{
     ServiceState, start_order,
 };
 pub use settling::Settling;
-pub use target::{Host, Target};
+pub use target::{Get, Host, Target};
 
 /// The fact that a member is ready for work; any other fact of a member says no more than that its system runs.
 pub const NODE_READY: &str = "node-ready";

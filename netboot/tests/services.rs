@@ -205,6 +205,10 @@ fn an_address_and_a_url_say_where_to_look_and_nothing_else_does() {
     for (text, shown) in [
         ("http://mon.lab.example", "http://mon.lab.example:80/"),
         (
+            "https://mon.lab.example/-/ready",
+            "https://mon.lab.example:443/-/ready",
+        ),
+        (
             "http://10.0.0.5:9090/-/ready?a=b",
             "http://10.0.0.5:9090/-/ready?a=b",
         ),
@@ -212,7 +216,8 @@ fn an_address_and_a_url_say_where_to_look_and_nothing_else_does() {
         assert_eq!(Target::of_url(text).unwrap().to_string(), shown);
     }
     for text in [
-        "https://a",
+        "ftp://a",
+        "https://:443",
         "a",
         "http://",
         "http://a/b c",

@@ -211,7 +211,7 @@ fn every_bad_definition_is_refused_at_its_place_with_a_remedy() {
         ),
         (
             "type: DNS",
-            "type: MONITORING, configuration: { url: \"https://a\" }",
+            "type: MONITORING, configuration: { url: \"ftp://a\" }",
             "9:",
             "write http://HOST",
         ),

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::bastion::Bastion;
+use tests::kube_fake::{Answer, Answers, Authority, Fake};
 use tests::lab::{Lab, until};
 use tests::netns::Netns;
 use tests::node::Node;
@@ -36,6 +37,7 @@ services:
   - { name: leases, type: DHCP }
   - { name: boot, type: PXE_BOOT }
   - { name: metrics, type: MONITORING, required: false, configuration: { url: \"http://10.107.0.50:9090/ready\" } }
+  - { name: console, type: MONITORING, required: false, configuration: { url: \"https://10.107.0.50:9443/ready\" } }
   - { name: backup, type: STORAGE, configuration: { mode: external } }
 validation: { timeoutMinutes: 45, healthChecks: [node-readiness, api-availability] }
 ";
@@ -198,6 +200,15 @@ fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and
     until("the monitoring to be seen", LIMIT, || {
         service(&status(&bastion), "metrics").1 == "204 from http://10.107.0.50:9090/ready"
     });
+    // Its certificate says nothing to anybody here.
+    let answers = Answers::default();
+    answers.say("/ready", Answer::Says(200, String::new()));
+    let stranger = Authority::default().server(&["console.example"]);
+    let console = Fake::at(&others.netns, "10.107.0.50:9443", &stranger, &answers);
+    until("the console to be seen", LIMIT, || {
+        service(&status(&bastion), "console").1 == "200 from https://10.107.0.50:9443/ready"
+    });
+    drop(console);
 
     // The machine takes its config; then the storage goes. It goes on, and the phase waits.
     let url = Node::argument(&head.script(), "talos.config=");
@@ -304,7 +315,7 @@ fn a_cluster_whose_machines_would_meet_a_failed_check_is_not_put_in_force() {
     );
     assert_eq!(
         services.iter().filter(|one| **one == "warn").count(),
-        1,
+        2,
         "{report:#}"
     );
     let unknown = bastion.operator().command(&["preflight", "prod"]);

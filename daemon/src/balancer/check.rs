@@ -8,11 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netboot::endpoint::{Check, Probe};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{self, CryptoProvider};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -20,12 +18,11 @@ use tracing::{info, warn};
 
 use super::flow::local_header;
 use super::pool::{Health, Target};
+use crate::probe::glance::{glance, untrusting};
 use crate::probe::kube::TrustedCa;
 
 /// Between two looks, however many connections fail.
 const SHORTEST: Duration = Duration::from_millis(200);
-/// Of an answer, the part that is read: its status line is at its beginning.
-const ANSWER: u64 = 1024;
 
 /// Who must answer: a server whose certificate comes from this CA and bears this name.
 #[derive(Clone, Debug)]
@@ -129,101 +126,20 @@ async fn readyz(
     let (config, name) = match known {
         Some(Known { tls, name }) => (TlsConnector::from(Arc::clone(tls)), name.clone()),
         None => (
-            connector().map_err(|error| error.to_string())?,
+            untrusting().map_err(|error| error.to_string())?,
             ServerName::IpAddress((*address.ip()).into()),
         ),
     };
     let mut stream = config.connect(name, stream).await.map_err(said)?;
-    let question = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: reveille\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(question.as_bytes()).await.map_err(said)?;
-    let (answer, read) = first_line(stream).await;
-    match status(&answer) {
-        Some(200) => Ok(format!("200 from {address}{path}")),
+    match glance(&mut stream, &address, path).await {
+        Ok(Some(200)) => Ok(format!("200 from {address}{path}")),
         // An API server that answers nobody it does not know; one that does not serve says nothing at all.
-        Some(401) => Ok(format!(
+        Ok(Some(401)) => Ok(format!(
             "401 from {address}{path}, which serves only those it knows"
         )),
-        Some(status) => Err(format!("{status} from {address}{path}")),
-        None => match read {
-            Ok(()) => Err(format!("{address}{path} answers no HTTP")),
-            Err(error) => Err(said(error)),
-        },
-    }
-}
-
-/// An answer up to the end of its first line at least, and how reading it ended. Not every server closes when it is asked to,
-/// and the end may come without TLS' own goodbye: what came before it counts.
-async fn first_line(stream: impl AsyncRead + Unpin) -> (Vec<u8>, std::io::Result<()>) {
-    let (mut stream, mut answer) = (stream.take(ANSWER), Vec::new());
-    let read = loop {
-        match stream.read_buf(&mut answer).await {
-            Ok(0) => break Ok(()),
-            Ok(_) if answer.contains(&b'\n') => break Ok(()),
-            Ok(_) => {}
-            Err(error) => break Err(error),
-        }
-    };
-    (answer, read)
-}
-
-/// The status of an answer (RFC 9112, section 4).
-fn status(answer: &[u8]) -> Option<u16> {
-    let line = answer.strip_prefix(b"HTTP/1.")?;
-    let digits = line.get(2..5)?;
-    matches!(line.get(5), None | Some(b' ' | b'\r'))
-        .then(|| std::str::from_utf8(digits).ok()?.parse().ok())?
-}
-
-fn connector() -> Result<TlsConnector, rustls::Error> {
-    let provider = Arc::new(crypto::ring::default_provider());
-    let verifier = Arc::new(Anybody(Arc::clone(&provider)));
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-/// Takes any certificate. For checks alone: they send nothing that is secret and believe nothing but "ready", which
-/// decides where connections go whose ends know each other by themselves.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        Ok(Some(status)) => Err(format!("{status} from {address}{path}")),
+        Ok(None) => Err(format!("{address}{path} answers no HTTP")),
+        Err(error) => Err(said(error)),
     }
 }
 
@@ -246,34 +162,5 @@ mod tests {
             true, true, true, true, true, true, false, false, false, false, true,
         ];
         assert_eq!(told, up);
-    }
-
-    #[tokio::test]
-    async fn an_answer_is_read_whatever_parts_it_comes_in_and_though_the_server_does_not_close() {
-        let (mut server, client) = tokio::io::duplex(64);
-        let reading = tokio::spawn(first_line(client));
-        for part in ["HTTP/1.1 2", "00 OK\r\n"] {
-            server.write_all(part.as_bytes()).await.unwrap();
-            tokio::task::yield_now().await;
-        }
-        let (answer, read) = reading.await.unwrap();
-        read.unwrap();
-        assert_eq!(status(&answer), Some(200));
-        drop(server);
-    }
-
-    #[test]
-    fn only_a_whole_status_line_has_a_status() {
-        assert_eq!(status(b"HTTP/1.1 200 OK\r\n"), Some(200));
-        assert_eq!(status(b"HTTP/1.0 503 Service Unavailable\r\n"), Some(503));
-        for other in [
-            &b"HTTP/1.1 20"[..],
-            b"HTTP/2 200",
-            b"SSH-2.0-x",
-            b"",
-            b"HTTP/1.1 2000",
-        ] {
-            assert_eq!(status(other), None);
-        }
     }
 }

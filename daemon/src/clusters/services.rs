@@ -15,14 +15,14 @@ use std::time::Duration;
 
 use images::Depot;
 use netboot::cluster::{
-    BEGUN, ClusterName, ClusterSpec, ClusterState, FactKey, FactName, Host, Member, Provider, Seen,
-    Service, ServiceKind, ServiceName, ServiceState, Target,
+    BEGUN, ClusterName, ClusterSpec, ClusterState, FactKey, FactName, Get, Host, Member, Provider,
+    Seen, Service, ServiceKind, ServiceName, ServiceState, Target,
 };
 use netboot::event::Event;
 use netboot::net::LinkName;
 use netboot::site::Site;
 use netboot::spec::Network;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -33,6 +33,7 @@ use crate::balancer::ListenerStatus;
 use crate::bastion::Bastion;
 use crate::controller::{NotWritten, now};
 use crate::preflight::addresses_of;
+use crate::probe::glance::{glance, untrusting};
 use crate::{elsewhere, image};
 
 /// Between two looks at what is ours.
@@ -44,8 +45,6 @@ const ANSWER_TIME: Duration = Duration::from_secs(3);
 /// How long the balancer may take to let go of a cluster, and between two looks whether it has.
 const STOP_TIME: Duration = Duration::from_secs(3);
 const STOP_LOOK_TIME: Duration = Duration::from_millis(50);
-/// Of an answer, the part that is read: its status line is at its beginning.
-const ANSWER_BYTES_MAX: u64 = 1024;
 
 /// What was seen, good or bad, in words.
 pub(crate) type Looked = Result<String, String>;
@@ -427,27 +426,25 @@ async fn ask(target: &Target) -> Looked {
         Host::Address(address) => address.to_string(),
         Host::Name(name) => name.to_string(),
     };
-    let addresses = lookup_host((host, target.port)).await.map_err(said)?;
-    let addresses: Vec<_> = addresses.collect();
-    let mut stream = TcpStream::connect(&addresses[..]).await.map_err(said)?;
-    let Some(path) = &target.path else {
+    let addresses = lookup_host((host.as_str(), target.port)).await;
+    let addresses: Vec<_> = addresses.map_err(said)?.collect();
+    let stream = TcpStream::connect(&addresses[..]).await.map_err(said)?;
+    let Some(Get { tls, path }) = &target.get else {
         return Ok(format!("{target} takes connections"));
     };
-    let question = format!(
-        "GET {path} HTTP/1.1\r\nHost: {}:{}\r\nUser-Agent: reveille\r\nConnection: close\r\n\r\n",
-        target.host, target.port
-    );
-    stream.write_all(question.as_bytes()).await.map_err(said)?;
-    let mut answer = Vec::new();
-    let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await;
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut response = httparse::Response::new(&mut headers);
-    // Only the status is wanted; headers may be cut off.
-    let _ = response.parse(&answer);
-    match (response.code, read) {
-        (Some(status @ 200..=399), _) => Ok(format!("{status} from {target}")),
-        (Some(status), _) => Err(format!("it answers {status}")),
-        (None, Ok(_)) => Err("it answers no HTTP".to_owned()),
-        (None, Err(error)) => Err(said(error)),
+    let authority = format!("{}:{}", target.host, target.port);
+    let answered = match tls {
+        false => glance(stream, &authority, path).await,
+        true => {
+            let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
+            let tls = untrusting().map_err(|error| error.to_string())?;
+            let stream = tls.connect(name, stream).await.map_err(said)?;
+            glance(stream, &authority, path).await
+        }
+    };
+    match answered.map_err(said)? {
+        Some(status @ 200..=399) => Ok(format!("{status} from {target}")),
+        Some(status) => Err(format!("it answers {status}")),
+        None => Err("it answers no HTTP".to_owned()),
     }
 }

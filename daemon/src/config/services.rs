@@ -146,7 +146,7 @@ impl Served<'_> {
             )),
             ServiceKind::Storage | ServiceKind::Monitoring => Some((
                 "is not done here: others bring it",
-                "write external, with `address: HOST:PORT` or `url: http://…` to have it looked at",
+                "write external, with `address: HOST:PORT` or `url: https://…` to have it looked at",
             )),
             ServiceKind::Dns | ServiceKind::Dhcp | ServiceKind::PxeBoot => None,
         }

@@ -14,8 +14,17 @@ pub struct Target {
     pub host: Host,
     /// The TCP port, never 0.
     pub port: u16,
-    /// What a `GET` asks for, over plain HTTP; none where a connection says enough.
-    pub path: Option<String>,
+    /// What is asked there; none where a connection says enough.
+    pub get: Option<Get>,
+}
+
+/// A `GET` whose status says whether the service is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Get {
+    /// Over TLS, with whatever certificate the server has.
+    pub tls: bool,
+    /// The path, and the query.
+    pub path: String,
 }
 
 /// A host by address or by name.
@@ -41,27 +50,32 @@ impl Target {
         Ok(Self {
             host,
             port: port.ok_or_else(malformed)?,
-            path: None,
+            get: None,
         })
     }
 
-    /// `http://HOST[:PORT][/PATH]`.
+    /// `http://HOST[:PORT][/PATH]`, or with `https`.
     ///
     /// # Errors
     /// How it is written.
     pub fn of_url(text: &str) -> Result<Self, Malformed> {
-        const RULE: &str = "write http://HOST[:PORT]/PATH; for anything else write `address: HOST:PORT`, which is asked for a connection";
+        const RULE: &str = "write http://HOST[:PORT]/PATH, or with https; for anything else write `address: HOST:PORT`, which is asked for a connection";
         let malformed = || Malformed::new("URL", text, RULE);
-        let rest = text.strip_prefix("http://").ok_or_else(malformed)?;
+        let schemes = [("http://", false, 80), ("https://", true, 443)];
+        let (rest, tls, port) = schemes
+            .into_iter()
+            .find_map(|(scheme, tls, port)| Some((text.strip_prefix(scheme)?, tls, port)))
+            .ok_or_else(malformed)?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let plain = |b: u8| b.is_ascii_graphic() && b != b'#';
         if !path.bytes().all(plain) {
             return Err(malformed());
         }
-        let at =
-            Self::of_address(authority).or_else(|_| Self::of_address(&format!("{authority}:80")));
+        let at = Self::of_address(authority)
+            .or_else(|_| Self::of_address(&format!("{authority}:{port}")));
+        let path = if path.is_empty() { "/" } else { path }.to_owned();
         Ok(Self {
-            path: Some(if path.is_empty() { "/" } else { path }.to_owned()),
+            get: Some(Get { tls, path }),
             ..at.map_err(|_| malformed())?
         })
     }
@@ -98,9 +112,12 @@ impl fmt::Display for Host {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port, path } = self;
-        match path {
-            Some(path) => write!(f, "http://{host}:{port}{path}"),
+        let Self { host, port, get } = self;
+        match get {
+            Some(Get { tls, path }) => {
+                let scheme = if *tls { "https" } else { "http" };
+                write!(f, "{scheme}://{host}:{port}{path}")
+            }
             None => write!(f, "{host}:{port}"),
         }
     }

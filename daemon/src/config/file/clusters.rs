@@ -236,7 +236,7 @@ pub(in crate::config) struct Service {
     #[serde(rename = "type")]
     pub(in crate::config) kind: Given<ServiceType>,
     /// Who does it, by `mode`: `builtin`, this bastion; `external`, others, looked at by `address: HOST:PORT` (a
-    /// connection) or `url: http://…` (a GET), without either where the site says that others balance or tell names, and
+    /// connection) or `url: http://…` (a GET; `https` with any certificate), without either where the site says that others balance or tell names, and
     /// else taken on trust; `off`, nobody. Unless given, what the site does. Other keys are words for people.
     #[serde(default)]
     pub(in crate::config) configuration: Given<Free>,
