@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::balancer::command::RequirementsReport;
 use crate::balancer::{Balancer, ListenerStatus};
 use crate::clusters::keyring::Keyring;
+use crate::clusters::services;
 use crate::clusters::unknown;
 use crate::config::clusters::Change;
 use crate::config::{self, Loaded, Report, Settings};
@@ -487,7 +488,7 @@ impl Bastion {
         })
     }
 
-    /// Makes a site the one in force.
+    /// Makes a site the one in force. The services of clusters that it no longer has are stopped before, one by one.
     async fn take(
         &self,
         settings: Settings,
@@ -502,11 +503,27 @@ impl Bastion {
             restart_needed: settings != self.settings,
             host: None,
         };
-        let event = Event::SpecReplaced(Arc::new(spec));
-        if let Outcome::Refused(why) = self.controller.apply(event).await? {
-            let refused = "the site was refused, and the one loaded before stays in force";
-            let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, refused);
-            problem.causes.push(why);
+        let site = self.controller.snapshot().load();
+        let gone = site.clusters().map(|(cluster, _)| &cluster.name);
+        let gone: Vec<_> = gone.filter(|name| spec.cluster(name).is_none()).collect();
+        for name in &gone {
+            services::stop(self, name).await?;
+        }
+        let taken = self.controller.apply(Event::SpecReplaced(Arc::new(spec)));
+        let taken = match taken.await {
+            Ok(Outcome::Refused(why)) => {
+                let refused = "the site was refused, and the one loaded before stays in force";
+                let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, refused);
+                problem.causes.push(why);
+                Err(problem)
+            }
+            Ok(_) => Ok(()),
+            Err(not_written) => Err(not_written.into()),
+        };
+        if let Err(problem) = taken {
+            for name in &gone {
+                services::start_again(self, name).await;
+            }
             return Err(problem);
         }
         if done.restart_needed {

@@ -119,7 +119,13 @@ pub async fn serve(options: Options, stop: CancellationToken) -> Result<(), Fail
         links.clone(),
     )?;
     let mut tasks = JoinSet::new();
-    let balancer = start_balancer(&options, &settings, &controller, &links, &stop, &mut tasks)?;
+    let wishes = feed::Wishes {
+        controller: controller.clone(),
+        links: links.clone(),
+        public: settings.public_links.clone(),
+        health: health.clone(),
+    };
+    let balancer = start_balancer(&options, &settings, wishes, &stop, &mut tasks)?;
     let elsewhere = Elsewhere::default();
     let following = elsewhere.clone().follow(
         controller.clone(),
@@ -338,23 +344,14 @@ fn start_servers(
 fn start_balancer(
     options: &Options,
     settings: &Settings,
-    controller: &Controller,
-    links: &watch::Receiver<Arc<Links>>,
+    wishes: feed::Wishes,
     stop: &CancellationToken,
     tasks: &mut JoinSet<Ended>,
 ) -> Result<Balancer, Failure> {
     // Known from the first moment: HAProxy would stop listening until it is.
-    let site = controller.snapshot().load();
-    let (first, _) = feed::wanted(&site, &links.borrow(), &settings.public_links);
-    let (publish, wanted) = watch::channel(Arc::new(first));
-    let feed = feed::follow(
-        controller.clone(),
-        links.clone(),
-        settings.public_links.clone(),
-        publish,
-        stop.clone(),
-    );
-    let (limits, links, until) = (Limits::default(), links.clone(), stop.clone());
+    let (publish, wanted) = watch::channel(Arc::new(wishes.now()));
+    let (limits, links, until) = (Limits::default(), wishes.links.clone(), stop.clone());
+    let feed = wishes.follow(publish, stop.clone());
     let balancer = match settings.balancer {
         BalancerEngine::Off | BalancerEngine::External => return Ok(Balancer::default()),
         BalancerEngine::Haproxy => {

@@ -331,3 +331,74 @@ fn a_cluster_whose_machines_would_meet_a_failed_check_is_not_put_in_force() {
         "{told}"
     );
 }
+
+#[test]
+fn a_definition_that_leaves_the_site_has_its_services_stopped_in_reverse() {
+    let lab = Lab::flat(0);
+    let root = lab.path("given");
+    given(&root);
+    let started = CLUSTER.replacen(", dependsOn: [storage]", "", 1);
+    write(&root, "clusters/lab.yaml", &started);
+    let mut bastion = Bastion::new(&lab, &root);
+    let kernel = lab.path("vmlinuz");
+    fs::write(&kernel, "a kernel").expect("written");
+    bastion.import(&kernel, "vmlinuz");
+    bastion.start();
+    until("its balancer to be started", LIMIT, || {
+        service(&status(&bastion), "api").0 == "up"
+    });
+    fs::remove_file(bastion.site.join("clusters/lab.yaml")).expect("removed");
+    bastion.client(&["reload"]);
+    assert_eq!(listeners(&bastion), 0);
+    let told = lab.timeline.told();
+    let stopped = |name: &str| told.find(&format!("stopped cluster=lab service={name}"));
+    assert!(
+        stopped("api").is_some() && stopped("api") < stopped("names"),
+        "{told}"
+    );
+}
+
+#[test]
+fn two_clusters_that_turn_out_to_have_one_address_are_told_of() {
+    // A relayed network is reached at the first address of its link, which here is the other network's too.
+    const SITE: &str = "site: test
+networks:
+  - { name: provisioning, link: br0, subnet: 10.107.0.0/24, domain: lab.example }
+  - { name: far, link: br0, subnet: 10.108.0.0/24, relayed: true, router: 10.108.0.1, domain: far.example }
+";
+    const MACHINES: &str = "machines:
+  - { name: head-1, mac: \"52:54:00:aa:00:01\", address: 10.107.0.11, labels: { at: near } }
+  - { name: head-2, mac: \"52:54:00:aa:00:02\", address: 10.108.0.11, network: far, labels: { at: far } }
+";
+    let lab = Lab::flat(0);
+    let root = lab.path("given");
+    of_talos(&root, SITE, &["head-1"]);
+    write(&root, "machines.yaml", MACHINES);
+    for (name, network, place, service) in [
+        ("one", "provisioning", "near", 96),
+        ("two", "far", "far", 97),
+    ] {
+        let definition = format!(
+            "name: {name}\ntype: TALOS\nversion: v1.11.5\n\
+             network: {{ network: {network}, podCIDR: 10.{place_of}.0.0/16, serviceCIDR: 10.{service}.0.0/16 }}\n\
+             nodeGroups:\n  - {{ name: heads, role: CONTROL_PLANE, count: 1, boot: {{ configTemplate: talos }}, \
+             placement: {{ labels: {{ at: {place} }} }} }}\n",
+            place_of = service + 100
+        );
+        write(&root, &format!("clusters/{name}.yaml"), &definition);
+    }
+    let mut bastion = Bastion::new(&lab, &root);
+    let kernel = lab.path("vmlinuz");
+    fs::write(&kernel, "a kernel").expect("written");
+    bastion.import(&kernel, "vmlinuz");
+    bastion.start();
+    until("the contradiction to be told", LIMIT, || {
+        let told = bastion.client(&["status"]);
+        told.contains("cluster two would listen on 10.107.0.1:6443, where cluster one does")
+    });
+    fs::remove_file(bastion.site.join("clusters/two.yaml")).expect("removed");
+    bastion.client(&["reload"]);
+    until("it to be over", LIMIT, || {
+        !bastion.client(&["status"]).contains("would listen")
+    });
+}

@@ -18,49 +18,83 @@ use tracing::warn;
 
 use crate::controller::Controller;
 use crate::link::{Link, Links};
+use crate::status::Health;
 
 /// How often the newest snapshot is looked at.
 const LOOK_AT_SITE: Duration = Duration::from_millis(250);
+/// What `status` calls a contradiction between clusters.
+const SUBJECT: &str = "ports of clusters";
 
-/// Publishes what is wanted, as the site and the links change, until `stop`.
-pub async fn follow(
-    controller: Controller,
-    mut links: watch::Receiver<Arc<Links>>,
-    public: Vec<LinkName>,
-    publish: watch::Sender<Arc<Vec<Listener>>>,
-    stop: CancellationToken,
-) -> Result<(), &'static str> {
-    let mut look = tokio::time::interval(LOOK_AT_SITE);
-    let mut told = Vec::new();
-    loop {
-        let seen = Arc::clone(&links.borrow_and_update());
-        let (listeners, taken) = wanted(&controller.snapshot().load(), &seen, &public);
-        if taken != told {
-            for contradiction in &taken {
-                warn!("{contradiction}");
+/// Where what is wanted follows from.
+pub struct Wishes {
+    /// Whose snapshots have the clusters.
+    pub controller: Controller,
+    /// The bastion's links.
+    pub links: watch::Receiver<Arc<Links>>,
+    /// Those that the site makes public.
+    pub public: Vec<LinkName>,
+    /// Where a contradiction is told that the site's files did not show, since the kernel alone knows an address.
+    pub health: Health,
+}
+
+impl Wishes {
+    /// What is wanted now.
+    #[must_use]
+    pub fn now(&self) -> Vec<Listener> {
+        let site = self.controller.snapshot().load();
+        wanted(&site, &self.links.borrow(), &self.public).0
+    }
+
+    /// Publishes what is wanted, as the site and the links change, until `stop`.
+    ///
+    /// # Errors
+    /// Nobody follows the links any more.
+    pub async fn follow(
+        mut self,
+        publish: watch::Sender<Arc<Vec<Listener>>>,
+        stop: CancellationToken,
+    ) -> Result<(), &'static str> {
+        let mut look = tokio::time::interval(LOOK_AT_SITE);
+        let mut told = Vec::new();
+        loop {
+            let seen = Arc::clone(&self.links.borrow_and_update());
+            let site = self.controller.snapshot().load();
+            let (listeners, taken) = wanted(&site, &seen, &self.public);
+            if taken != told {
+                self.tell(&taken);
+                told = taken;
             }
-            told = taken;
-        }
-        publish.send_if_modified(|published| {
-            let changed = **published != listeners;
-            if changed {
-                *published = Arc::new(listeners);
+            publish.send_if_modified(|published| {
+                let changed = **published != listeners;
+                if changed {
+                    *published = Arc::new(listeners);
+                }
+                changed
+            });
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                changed = self.links.changed() => changed.map_err(|_| "nobody follows the links")?,
+                _ = look.tick() => {}
             }
-            changed
-        });
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            changed = links.changed() => changed.map_err(|_| "nobody follows the links")?,
-            _ = look.tick() => {}
         }
+    }
+
+    fn tell(&self, taken: &[Taken]) {
+        let words: Vec<String> = taken.iter().map(ToString::to_string).collect();
+        if words.is_empty() {
+            self.health.forget(SUBJECT);
+            return;
+        }
+        let words = words.join("; ");
+        warn!("{words}");
+        self.health.ill(SUBJECT, words);
     }
 }
 
 /// The listeners that the site wants, of clusters whose balancer is not listed as a service or is started, and the addresses
 /// that two clusters want.
-#[must_use]
-pub fn wanted(site: &Site, links: &Links, public: &[LinkName]) -> (Vec<Listener>, Vec<Taken>) {
+fn wanted(site: &Site, links: &Links, public: &[LinkName]) -> (Vec<Listener>, Vec<Taken>) {
     let started = |(spec, state): &(&Arc<ClusterSpec>, &Arc<ClusterState>)| {
         state.does(ServiceKind::LoadBalancer, spec)
     };

@@ -160,19 +160,10 @@ impl Bastion {
         }
         let released =
             record.map_or_else(Vec::new, |record| record.seats.keys().cloned().collect());
-        services::stop(self, name).await?;
         let removed = remove(path.clone()).await;
-        let removed = removed.map_err(|error| disk("removing the definition", &path, &error));
-        let taken = match removed {
-            Ok(()) if site.spec().cluster(name).is_some() => {
-                let taken = self.take_whole(loaded.settings, loaded.spec, by).await;
-                taken.map(|_| ())
-            }
-            other => other,
-        };
-        if let Err(problem) = taken {
-            services::start_again(self, name).await;
-            return Err(problem);
+        removed.map_err(|error| disk("removing the definition", &path, &error))?;
+        if site.spec().cluster(name).is_some() {
+            self.take_whole(loaded.settings, loaded.spec, by).await?;
         }
         if record.is_some() {
             let forgotten = Event::ClusterForgotten(name.clone());

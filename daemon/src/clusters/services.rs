@@ -119,7 +119,7 @@ pub(crate) async fn watch(
 ///
 /// # Errors
 /// [`NotWritten::Stopping`] when the controller is gone.
-pub(super) async fn stop(bastion: &Bastion, name: &ClusterName) -> Result<(), NotWritten> {
+pub(crate) async fn stop(bastion: &Bastion, name: &ClusterName) -> Result<(), NotWritten> {
     let site = bastion.controller.snapshot().load();
     let Some((spec, state)) = site.cluster(name) else {
         return Ok(());
@@ -144,7 +144,7 @@ pub(super) async fn stop(bastion: &Bastion, name: &ClusterName) -> Result<(), No
 }
 
 /// The cluster stays after all.
-pub(super) async fn start_again(bastion: &Bastion, name: &ClusterName) {
+pub(crate) async fn start_again(bastion: &Bastion, name: &ClusterName) {
     // Where it can't be said, nobody is served any more either.
     let _ = bastion
         .controller
