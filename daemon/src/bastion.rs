@@ -31,6 +31,7 @@ use crate::dns::command::NamesReport;
 use crate::dns::{self, Dns};
 use crate::elsewhere::{self, Elsewhere};
 use crate::failure::FAULTS_SHOWN;
+use crate::health::Health;
 use crate::host::keeper::Keeper;
 use crate::host::words::{Applied, Last, Plan, Wish};
 use crate::http::Http;
@@ -44,7 +45,7 @@ use crate::plan;
 use crate::preflight::{self, Check, Focus, Scene, Verified};
 use crate::ra::QuietIpv6;
 use crate::simulate::Stand;
-use crate::status::{Health, NodeStatus, RefusedSite, SiteFiles, Status, Surroundings};
+use crate::status::{NodeStatus, RefusedSite, SiteFiles, Status, Surroundings};
 use crate::vault::Vault;
 use crate::{notify, store};
 

@@ -35,10 +35,10 @@ use crate::balancer::feed;
 use crate::clusters::keyring::Keyring;
 use crate::controller::{Controller, now};
 use crate::dns;
+use crate::health::Health;
 use crate::link::Links;
 use crate::preflight::names::{Answer, ask};
 use crate::probe::kube::TrustedCa;
-use crate::status::Health;
 use crate::tls;
 
 /// Between two rounds.

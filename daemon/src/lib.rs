@@ -14,6 +14,7 @@ pub mod elsewhere;
 pub mod failure;
 pub mod handout;
 pub mod handover;
+pub mod health;
 pub mod host;
 pub mod http;
 pub mod image;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use netboot::attempt::{Entry, Fact};
 use netboot::boot::{BootDecision, BootRequest, Hold};
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::balancer::ListenerStatus;
 use crate::clusters::status::ClusterSummary;
 use crate::elsewhere::Finding;
+use crate::health::Condition;
 
 /// What the bastion does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,17 +84,6 @@ pub struct RefusedSite {
     pub at: Timestamp,
     /// What is wrong with it, one fault each.
     pub faults: Vec<String>,
-}
-
-/// What one room says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Condition {
-    /// What it is about, such as `link eth1.107`.
-    pub subject: String,
-    /// True while it works.
-    pub healthy: bool,
-    /// One sentence.
-    pub detail: String,
 }
 
 /// One network.
@@ -290,54 +280,6 @@ pub struct Unlisted {
     pub last: Timestamp,
     /// Its SMBIOS UUID, where it showed one.
     pub uuid: Option<String>,
-}
-
-/// Where rooms say how they are. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<String, (bool, String)>>>);
-
-impl Health {
-    /// It works.
-    pub fn well(&self, subject: &str, detail: impl Into<String>) {
-        self.set(subject, true, detail.into());
-    }
-
-    /// It doesn't, and why.
-    pub fn ill(&self, subject: &str, detail: impl Into<String>) {
-        self.set(subject, false, detail.into());
-    }
-
-    /// It is no more.
-    pub fn forget(&self, subject: &str) {
-        self.lock().remove(subject);
-    }
-
-    /// Forgets what no longer matters.
-    pub fn retain(&self, mut keep: impl FnMut(&str) -> bool) {
-        self.lock().retain(|subject, _| keep(subject));
-    }
-
-    /// What every room said last.
-    #[must_use]
-    pub fn conditions(&self) -> Vec<Condition> {
-        let said = self.lock();
-        said.iter()
-            .map(|(subject, (healthy, detail))| Condition {
-                subject: subject.clone(),
-                healthy: *healthy,
-                detail: detail.clone(),
-            })
-            .collect()
-    }
-
-    fn set(&self, subject: &str, healthy: bool, detail: String) {
-        self.lock().insert(subject.to_owned(), (healthy, detail));
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (bool, String)>> {
-        // Each write is whole, so what a panicking holder left is still right.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// What a status is made of, besides the site.
@@ -700,6 +642,7 @@ fn counted(count: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::Health;
 
     fn empty(refused: Option<RefusedSite>, health: &Health) -> Status {
         let around = Surroundings {

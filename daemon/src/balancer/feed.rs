@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::controller::Controller;
+use crate::health::Health;
 use crate::link::{Link, Links};
-use crate::status::Health;
 
 /// How often the newest snapshot is looked at.
 const LOOK_AT_SITE: Duration = Duration::from_millis(250);

@@ -30,11 +30,11 @@ use super::keyring::{Keyring, Keys};
 use super::{looks, member};
 use crate::bastion::Bastion;
 use crate::controller::{Controller, NotWritten, now};
+use crate::health::Health;
 use crate::ledger::Ledger;
 use crate::probe::kube::csr::CsrOutcome;
 use crate::probe::kube::{self, KubeAccess, OperatorsWatch, TrustedCa};
 use crate::probe::talos::{self, BootstrapAnswer};
-use crate::status::Health;
 
 /// Between two rounds of a cluster that is on its way, and of one that is ready.
 const ROUND_TIME: Duration = Duration::from_secs(2);

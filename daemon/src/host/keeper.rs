@@ -22,6 +22,7 @@ use netboot::net::LinkName;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::health::Health;
 use crate::host::Changes;
 use crate::host::apply::{Held, Pending, whole};
 use crate::host::fights::{Fights, Turn};
@@ -31,7 +32,6 @@ use crate::host::refusal::Refusal;
 use crate::host::rivals::{Rival, rivals};
 use crate::host::words::{Applied, HostReport, Last, Plan, Wish};
 use crate::ledger::Ledger;
-use crate::status::Health;
 
 /// Commands that may wait; administrators are few.
 const QUEUE_MAX: usize = 16;
