@@ -312,10 +312,10 @@ impl Asked<'_> {
         };
         let written = boot.node.and_then(|node| {
             let place = self.site.member(&node.name)?;
-            let (spec, _) = self.site.cluster(&place.cluster)?;
+            let (spec, state) = self.site.cluster(&place.cluster)?;
             let secrets = Secrets::stand_in(spec.platform.parse().ok()?);
             let peers = member::peers(self.site, place);
-            let member = member::membership(spec, place, node, self.server, &peers)?;
+            let member = member::membership(spec, state, place, node, self.server, &peers)?;
             Some(secrets.document(&member, boot.profile, subject, document))
         });
         written.unwrap_or(Ok(None))

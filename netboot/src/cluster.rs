@@ -41,6 +41,8 @@ pub use target::{Get, Host, Target};
 
 /// The fact that a member is ready for work; any other fact of a member says no more than that its system runs.
 pub const NODE_READY: &str = "node-ready";
+/// What is known of a control plane that is a member of the cluster's database.
+pub const ETCD_MEMBER: &str = "etcd-member";
 
 /// The fact that what the members' documents are made from is at hand and not too old for an install. Nobody boots
 /// before it was seen, nor after a look that denies it while the cluster has not passed its first phase.

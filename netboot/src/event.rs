@@ -103,13 +103,15 @@ pub enum Event {
     Seen {
         /// Which cluster.
         cluster: ClusterName,
+        /// See [`ClusterRecord::founded`](crate::cluster::ClusterRecord::founded).
+        founded: Timestamp,
         /// What they showed.
         seen: Vec<Seen>,
     },
     /// A cluster's database is about to be started.
     BootstrapIntended(ClusterName),
-    /// It runs.
-    BootstrapDone(ClusterName),
+    /// It runs. With the moment at which the cluster was taken in.
+    BootstrapDone(ClusterName, Timestamp),
     /// A cluster is being taken away: so many of its services, the last of the start order, are stopped; 0 starts them again.
     ServicesStopped(ClusterName, usize),
     /// A person is done with a cluster that no definition wants any more.
@@ -260,15 +262,19 @@ impl Site {
                     Outcome::Refused(faults.iter().map(told).collect::<Vec<_>>().join("; "))
                 }
             },
-            Event::Seen { cluster, seen } => {
-                draft.clusters(now).seen(&cluster, seen);
+            Event::Seen {
+                cluster,
+                founded,
+                seen,
+            } => {
+                draft.clusters(now).seen(&cluster, founded, seen);
                 Outcome::Done
             }
             Event::BootstrapIntended(cluster) => {
                 Outcome::Bootstrap(draft.clusters(now).bootstrap_intended(&cluster))
             }
-            Event::BootstrapDone(cluster) => {
-                draft.clusters(now).bootstrap_done(&cluster);
+            Event::BootstrapDone(cluster, founded) => {
+                draft.clusters(now).bootstrap_done(&cluster, founded);
                 Outcome::Done
             }
             Event::ServicesStopped(cluster, count) => {

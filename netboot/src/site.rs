@@ -81,6 +81,7 @@ impl Memory {
     pub fn take_cluster(&mut self, name: ClusterName, head: ClusterRecord) {
         let record = self.clusters.entry(name).or_default();
         let ClusterRecord {
+            founded,
             stage,
             since,
             seats: _,
@@ -90,6 +91,7 @@ impl Memory {
             boots: _,
         } = head;
         (record.stage, record.since, record.bootstrap) = (stage, since, bootstrap);
+        record.founded = founded;
         record.facts.extend(facts);
     }
 

@@ -185,6 +185,7 @@ fn seats(site: &Site, cluster: &str) -> Vec<(String, String)> {
 fn seen(fact: &str, node: Option<&str>) -> Event {
     Event::Seen {
         cluster: name("prod"),
+        founded: NOW,
         seen: vec![Seen {
             key: FactKey {
                 node: node.map(name),
@@ -310,11 +311,23 @@ fn nobody_boots_without_secrets_nor_with_those_that_grew_too_old() {
     );
     let site = happens(&site, seen("secrets", None));
     assert_eq!(decides(&site, "m-01"), Ok(()));
-    let Event::Seen { cluster, mut seen } = seen("secrets", None) else {
+    let Event::Seen {
+        cluster,
+        founded,
+        mut seen,
+    } = seen("secrets", None)
+    else {
         unreachable!()
     };
     seen[0].holds = false;
-    let site = happens(&site, Event::Seen { cluster, seen });
+    let site = happens(
+        &site,
+        Event::Seen {
+            cluster,
+            founded,
+            seen,
+        },
+    );
     assert!(
         decides(&site, "m-01").is_err(),
         "they are too old for an install"
@@ -324,11 +337,20 @@ fn nobody_boots_without_secrets_nor_with_those_that_grew_too_old() {
 #[test]
 fn a_required_service_that_is_down_holds_whoever_has_got_nothing_and_the_phase() {
     let down = |fact: &str, words: &str| {
-        let Event::Seen { cluster, mut seen } = seen(fact, None) else {
+        let Event::Seen {
+            cluster,
+            founded,
+            mut seen,
+        } = seen(fact, None)
+        else {
             unreachable!()
         };
         (seen[0].holds, seen[0].words) = (false, words.to_owned());
-        Event::Seen { cluster, seen }
+        Event::Seen {
+            cluster,
+            founded,
+            seen,
+        }
     };
     let mut wanted = prod();
     wanted.needs = vec![Service {
@@ -413,13 +435,36 @@ fn a_cluster_that_takes_longer_than_its_definition_gives_is_late_until_it_is_rea
 
 #[test]
 fn a_config_stays_until_the_turn_of_its_machine() {
-    // Between its script and its config a machine can lose its turn only by a person's act: its seat is another's now.
     let both = vec![
         group("masters", Role::ControlPlane, 1),
         group("workers", Role::Worker, 1),
     ];
     let site = seated(spec(fleet(2), vec![cluster("prod", both)]));
     let (site, asker) = boots(&site, "m-01");
+    let asked = |site: &Site| match site.apply(Event::ConfigAsked(asker), NOW).outcome {
+        Outcome::Config(Err(withheld)) => withheld,
+        other => panic!("the config left: {other:?}"),
+    };
+    // Its installer's set grew too old between its script and its config.
+    let Event::Seen {
+        cluster: prod,
+        founded,
+        mut seen,
+    } = seen("secrets", None)
+    else {
+        unreachable!("made above");
+    };
+    seen[0].holds = false;
+    let old = happens(
+        &site,
+        Event::Seen {
+            cluster: prod,
+            founded,
+            seen,
+        },
+    );
+    assert!(matches!(asked(&old), Withheld::NotItsTurn(node, _) if node == name("m-01")));
+    // Its seat is another's now: that script was of another life.
     let mut swapped = cluster(
         "prod",
         vec![
@@ -431,12 +476,7 @@ fn a_config_stays_until_the_turn_of_its_machine() {
     swapped.groups[0].placement.targets = vec![name("m-02")];
     swapped.groups[1].placement.targets = vec![name("m-01")];
     let site = happens(&site, Event::SpecReplaced(spec(fleet(2), vec![swapped])));
-    let Outcome::Config(Err(Withheld::NotItsTurn(node, _))) =
-        site.apply(Event::ConfigAsked(asker), NOW).outcome
-    else {
-        panic!("the config left");
-    };
-    assert_eq!(node, name("m-01"));
+    assert!(matches!(asked(&site), Withheld::UnknownToken));
 }
 
 #[test]
@@ -555,13 +595,88 @@ fn what_the_system_before_shows_is_no_evidence_of_the_one_that_is_being_installe
 }
 
 #[test]
+fn what_is_still_seen_of_a_destroyed_cluster_is_not_of_the_next_one_of_its_name() {
+    let late = seen("bootstrap-complete", None);
+    let site = installs(&seated(spec(fleet(7), vec![prod()])), "m-02");
+    let site = happens(&site, Event::SpecReplaced(spec(fleet(7), Vec::new())));
+    let site = happens(&site, Event::ClusterForgotten(name("prod")));
+    let again = Event::SpecReplaced(spec(fleet(7), vec![prod()]));
+    let site = site.apply(again, NOW.plus_seconds(5)).site;
+    let after = site.apply(late, NOW.plus_seconds(6));
+    assert!(after.changes.is_empty());
+    let (_, state) = after.site.cluster(&name("prod")).unwrap();
+    assert!(state.looks.is_empty() && state.record.facts.is_empty());
+    let done = Event::BootstrapDone(name("prod"), NOW);
+    assert!(site.apply(done, NOW.plus_seconds(6)).changes.is_empty());
+    let gone = seated(spec(fleet(7), Vec::new()));
+    let done = gone.apply(Event::BootstrapDone(name("prod"), NOW), NOW);
+    assert!(done.site.cluster_record(&name("prod")).is_none());
+    // Nor is what a machine fetched in the one before a config of this one's.
+    assert_eq!(site.record(&name("m-02")).configured, None);
+    assert_eq!(site.record(&name("m-02")).attempt, None);
+}
+
+#[test]
+fn a_machine_that_takes_another_role_begins_anew() {
+    let mut site = seated(spec(fleet(7), vec![prod()]));
+    site = happens(&site, seen("bootstrap-complete", None));
+    for node in ["m-02", "m-03", "m-04"] {
+        site = happens(&site, seen("node-ready", Some(node)));
+    }
+    let site = installs(&site, "m-05");
+    let site = happens(&site, seen("node-ready", Some("m-05")));
+    assert_eq!(decides(&site, "m-05"), Err(None), "it boots its disk");
+    let mut other = prod();
+    other.groups[1].count = 6;
+    other
+        .groups
+        .retain(|group| group.role == Role::ControlPlane);
+    let site = happens(&site, Event::SpecReplaced(spec(fleet(7), vec![other])));
+    assert!(seats(&site, "prod").contains(&("masters".to_owned(), "m-05".to_owned())));
+    let (_, state) = site.cluster(&name("prod")).unwrap();
+    assert!(!state.knows(&name("node-ready"), Some(&name("m-05"))));
+    assert_eq!(
+        decides(&site, "m-05"),
+        Err(Some(Hold::FormerInstall(name("prod"))))
+    );
+}
+
+#[test]
+fn a_second_cluster_is_never_started_beside_one_that_others_are_in() {
+    let site = seated(spec(fleet(7), vec![prod()]));
+    let founds = |site: &Site| -> Vec<String> {
+        let (_, state) = site.cluster(&name("prod")).unwrap();
+        let members = state.members.iter().filter(|member| state.founds(member));
+        members.map(|member| member.node.to_string()).collect()
+    };
+    assert_eq!(founds(&site), ["m-02"]);
+    // It is in the database itself, and is made anew: there is nobody else to lose.
+    let site = happens(&site, seen("etcd-member", Some("m-02")));
+    assert_eq!(founds(&site), ["m-02"]);
+    let site = happens(&site, seen("etcd-member", Some("m-03")));
+    assert_eq!(founds(&site), Vec::<String>::new());
+}
+
+#[test]
 fn a_boot_that_the_system_before_showed_is_of_it_however_late_the_api_notices() {
     let shows = |site: &Site, boot: u128| {
-        let Event::Seen { cluster, mut seen } = seen("node-ready", Some("m-02")) else {
+        let Event::Seen {
+            cluster,
+            founded,
+            mut seen,
+        } = seen("node-ready", Some("m-02"))
+        else {
             unreachable!("made above");
         };
         seen[0].boot = Some(Uuid::from_u128(boot));
-        happens(site, Event::Seen { cluster, seen })
+        happens(
+            site,
+            Event::Seen {
+                cluster,
+                founded,
+                seen,
+            },
+        )
     };
     let ready = |site: &Site| {
         let (_, state) = site.cluster(&name("prod")).unwrap();
@@ -618,7 +733,7 @@ fn the_first_control_plane_is_the_only_one_the_database_is_started_on() {
     moved.groups[1].placement.preferred = vec![name("m-04")];
     let site = happens(&site, Event::SpecReplaced(spec(fleet(7), vec![moved])));
     assert_eq!(intended(&site), Ok(name("m-02")));
-    let site = happens(&site, Event::BootstrapDone(name("prod")));
+    let site = happens(&site, Event::BootstrapDone(name("prod"), NOW));
     assert!(
         intended(&site)
             .unwrap_err()
@@ -740,7 +855,7 @@ proptest! {
                 words: "so".to_owned(),
                 boot: None,
             }];
-            site = happens(&site, Event::Seen { cluster: name("prod"), seen });
+            site = happens(&site, Event::Seen { cluster: name("prod"), founded: NOW, seen });
             if cut {
                 site = remembered(&site);
             }

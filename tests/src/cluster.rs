@@ -120,6 +120,7 @@ impl Cluster {
             index: index.into(),
             hostname: &node.hostname,
             address: Ipv4Addr::new(10, 107, 0, 17),
+            founds: role == Role::ControlPlane && index == 0,
             control_planes: &peers,
             settings: &self.settings,
         };

@@ -591,7 +591,11 @@ impl Fleet {
             );
         }
         let cluster = cluster_name();
-        let _ = self.happens(Event::Seen { cluster, seen });
+        let _ = self.happens(Event::Seen {
+            cluster,
+            founded: self.founded(),
+            seen,
+        });
         self.daemon_looks_at_services();
         if self.platform == Platform::Talos {
             self.daemon_bootstraps();
@@ -622,7 +626,14 @@ impl Fleet {
                 self.services_up.insert(service.name.clone());
             }
             let cluster = cluster_name();
-            if self.happens(Event::Seen { cluster, seen }).is_none() {
+            if self
+                .happens(Event::Seen {
+                    cluster,
+                    founded: self.founded(),
+                    seen,
+                })
+                .is_none()
+            {
                 continue;
             }
             match holds {
@@ -655,7 +666,12 @@ impl Fleet {
         if self.dice.happens(LOSS) {
             return;
         }
-        let _ = self.happens(Event::BootstrapDone(cluster_name()));
+        let _ = self.happens(Event::BootstrapDone(cluster_name(), self.founded()));
+    }
+
+    fn founded(&self) -> Timestamp {
+        let record = self.site.cluster_record(&cluster_name());
+        record.map_or_else(Timestamp::default, |record| record.founded)
     }
 
     /// The event's outcome; `None` when the daemon died on the way and nobody was answered.

@@ -277,7 +277,7 @@ impl Round {
                 let _ = self
                     .conductor
                     .controller
-                    .apply(Event::BootstrapDone(name()))
+                    .apply(Event::BootstrapDone(name(), self.state.record.founded))
                     .await;
             }
             BootstrapAnswer::NotYet(words) => {
@@ -395,13 +395,13 @@ impl Round {
         if seen.is_empty() {
             return;
         }
+        let event = Event::Seen {
+            cluster,
+            founded: self.state.record.founded,
+            seen,
+        };
         // What was not written down is seen again in the next round.
-        if let Err(error) = self
-            .conductor
-            .controller
-            .apply(Event::Seen { cluster, seen })
-            .await
-        {
+        if let Err(error) = self.conductor.controller.apply(event).await {
             tracing::debug!(cluster = %self.spec.name, %error, "what was seen was not written down");
         }
     }

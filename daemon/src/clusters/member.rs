@@ -43,6 +43,7 @@ pub(crate) fn peers<'a>(site: &'a Site, member: &Member) -> Vec<Peer<'a>> {
 /// One member's place. `server` is the bastion's own address on the link that the machine came by.
 pub(crate) fn membership<'a>(
     spec: &'a ClusterSpec,
+    state: &ClusterState,
     member: &Member,
     node: &'a NodeSpec,
     server: Ipv4Addr,
@@ -60,6 +61,7 @@ pub(crate) fn membership<'a>(
         index: usize::from(member.index),
         hostname,
         address: address(spec, node)?,
+        founds: state.founds(member),
         control_planes: peers,
         settings: &spec.settings,
     })

@@ -104,11 +104,17 @@ pub(crate) async fn watch(
                 .extend(begun(&site, state));
         }
         for (cluster, seen) in seen.into_iter().filter(|(_, seen)| !seen.is_empty()) {
+            let Some(record) = site.cluster_record(&cluster) else {
+                continue;
+            };
+            let founded = record.founded;
+            let event = Event::Seen {
+                cluster,
+                founded,
+                seen,
+            };
             // What was not written down is seen again the next time.
-            let _ = bastion
-                .controller
-                .apply(Event::Seen { cluster, seen })
-                .await;
+            let _ = bastion.controller.apply(event).await;
         }
         tell(&bastion);
     }

@@ -413,10 +413,10 @@ fn member_faults(
         return Vec::new();
     };
     let written = site.member(&node.name).and_then(|place| {
-        let (spec, _) = site.cluster(&place.cluster)?;
+        let (spec, state) = site.cluster(&place.cluster)?;
         let platform: Platform = spec.platform.parse().ok()?;
         let (peers, server) = (member::peers(site, place), subject.network.subnet.network());
-        let member = member::membership(spec, place, node, server, &peers)?;
+        let member = member::membership(spec, state, place, node, server, &peers)?;
         Some(platform::rehearse(platform, &member, profile, subject))
     });
     written.unwrap_or_default()

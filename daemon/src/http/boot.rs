@@ -290,7 +290,7 @@ impl Server {
             return None;
         };
         let place = site.member(&release.node.name)?;
-        let (spec, _) = site.cluster(&place.cluster)?;
+        let (spec, state) = site.cluster(&place.cluster)?;
         // Nobody's turn comes before its secrets; a daemon that started a moment ago has yet to read them.
         let Some(keys) = self.keyring.keys(&place.cluster) else {
             return Some(Err(Refusal::NotItsTurn));
@@ -300,7 +300,7 @@ impl Server {
         let elsewhere = site.spec().dns().balanced.as_ref();
         let elsewhere = elsewhere.and_then(|balanced| balanced.inside.first().copied());
         let server = elsewhere.unwrap_or(*asked.origin.local.ip());
-        let membership = member::membership(spec, place, &release.node, server, &peers)?;
+        let membership = member::membership(spec, state, place, &release.node, server, &peers)?;
         let written = keys
             .secrets
             .document(&membership, &release.profile, subject, asked.document);

@@ -14,6 +14,8 @@ use super::disk::{Unreadable, from_json, to_json};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ClusterShape {
+    #[serde(default)]
+    founded: Timestamp,
     stage: StageShape,
     since: Timestamp,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -100,6 +102,7 @@ pub fn member_from_json(bytes: &[u8]) -> Result<MemberRecord, Unreadable> {
 impl From<ClusterRecord> for ClusterShape {
     fn from(record: ClusterRecord) -> Self {
         let ClusterRecord {
+            founded,
             stage,
             since,
             // These are kept with their machines.
@@ -110,6 +113,7 @@ impl From<ClusterRecord> for ClusterShape {
             bootstrap,
         } = record;
         Self {
+            founded,
             stage: match stage {
                 Stage::Bootstrap => StageShape::Bootstrap,
                 Stage::ControlPlane => StageShape::ControlPlane,
@@ -141,12 +145,14 @@ impl From<ClusterRecord> for ClusterShape {
 impl From<ClusterShape> for ClusterRecord {
     fn from(shape: ClusterShape) -> Self {
         let ClusterShape {
+            founded,
             stage,
             since,
             facts,
             bootstrap,
         } = shape;
         Self {
+            founded,
             stage: match stage {
                 StageShape::Bootstrap => Stage::Bootstrap,
                 StageShape::ControlPlane => Stage::ControlPlane,

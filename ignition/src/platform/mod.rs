@@ -355,7 +355,10 @@ pub struct Membership<'a> {
     pub hostname: &'a Hostname,
     /// Its address on the cluster's network.
     pub address: Ipv4Addr,
-    /// All control planes in listing order; never empty. The first starts the cluster.
+    /// True of the one control plane that starts the cluster, while nobody else was seen to be in it
+    /// (`netboot::cluster::ClusterState::founds`).
+    pub founds: bool,
+    /// All control planes in listing order; never empty.
     pub control_planes: &'a [Peer<'a>],
     /// `platformConfig`, judged when the definition was read.
     pub settings: &'a Value,
@@ -375,12 +378,6 @@ impl Membership<'_> {
     #[must_use]
     pub fn api(&self) -> String {
         format!("api.{}.{}", self.cluster, self.domain)
-    }
-
-    /// True of the one control plane that starts the cluster: the first that is listed, whoever powers on first.
-    #[must_use]
-    pub fn starts_the_cluster(&self) -> bool {
-        self.role == Role::ControlPlane && self.index == 0
     }
 }
 

@@ -5,8 +5,8 @@
 use std::fmt;
 
 use super::{
-    BEGUN, ClusterName, ClusterSpec, ClusterState, Down, FactKey, FactName, Known, Member, Role,
-    SECRETS,
+    BEGUN, ClusterName, ClusterSpec, ClusterState, Down, ETCD_MEMBER, FactKey, FactName, Known,
+    Member, Role, SECRETS,
 };
 use crate::net::{NodeName, Timestamp};
 
@@ -358,6 +358,18 @@ impl ClusterState {
             node: node.cloned(),
         };
         self.record.facts.contains_key(&key)
+    }
+
+    /// Whether a member is the one that starts the cluster: the first control plane that is listed, whoever powers on first,
+    /// and only while no other one was ever seen in the database. A second start would be a second cluster with the same keys.
+    #[must_use]
+    pub fn founds(&self, member: &Member) -> bool {
+        let first = member.role == Role::ControlPlane && member.index == 0;
+        let joined = |(key, _): (&FactKey, &Known)| {
+            key.fact.as_str() == ETCD_MEMBER
+                && key.node.as_ref().is_some_and(|node| *node != member.node)
+        };
+        first && !self.record.facts.iter().any(joined)
     }
 
     /// The members of a role, by rank.

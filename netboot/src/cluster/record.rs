@@ -22,6 +22,9 @@ use crate::spec::{Purpose, SiteSpec};
 /// Everything durable of one cluster. Made by events only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterRecord {
+    /// When it was taken in. One of the same name that was destroyed before has another: what is still seen of that one
+    /// is not of this.
+    pub founded: Timestamp,
     /// Its phase; only forward.
     pub stage: Stage,
     /// When the phase began.
@@ -118,6 +121,7 @@ impl ClusterRecord {
     pub fn head(&self) -> Self {
         let of_cluster = self.facts.iter().filter(|(key, _)| key.node.is_none());
         Self {
+            founded: self.founded,
             stage: self.stage,
             since: self.since,
             seats: BTreeMap::new(),
@@ -349,28 +353,35 @@ impl ClusterDraft<'_> {
             let mut mine: BTreeMap<NodeName, Seat> = mine
                 .map(|(node, (_, seat))| (node.clone(), seat.clone()))
                 .collect();
-            for (node, seat) in &mut mine {
-                let served = |record: &ClusterRecord| record.seats.contains_key(node);
-                let record = self.site.record(node);
-                // What the disk of a newcomer holds is of another life.
-                if record.installed.is_some()
-                    && !self.site.cluster_record(&cluster.name).is_some_and(served)
-                {
-                    seat.former = Some(record.generation);
+            let newcomers: Vec<NodeName> = mine
+                .iter()
+                .filter(|(node, seat)| self.is_new(cluster, node, &seat.group))
+                .map(|(node, _)| node.clone())
+                .collect();
+            for node in &newcomers {
+                let former = self.begin_anew(node);
+                if let Some(seat) = mine.get_mut(node) {
+                    seat.former = former;
                 }
             }
             let now = self.now;
             self.edit(&cluster.name, |record| {
                 if !known {
+                    record.founded = now;
                     record.stage = cluster.course.first();
                     record.since = now;
                 }
                 let gone = |key: &FactKey| {
                     key.node
                         .as_ref()
-                        .is_some_and(|node| !mine.contains_key(node))
+                        .is_some_and(|node| !mine.contains_key(node) || newcomers.contains(node))
                 };
                 record.facts.retain(|key, _| !gone(key));
+                for node in &newcomers {
+                    if let Some(boots) = record.boots.get_mut(node) {
+                        boots.former = boots.latest.take().or(boots.former);
+                    }
+                }
                 record.retired.retain(|node, _| !mine.contains_key(node));
                 record.boots.retain(|node, _| mine.contains_key(node));
                 record.seats = mine;
@@ -384,11 +395,44 @@ impl ClusterDraft<'_> {
         Ok(())
     }
 
-    /// Takes what a probe or a machine showed.
-    pub(crate) fn seen(&mut self, name: &ClusterName, seen: Vec<Seen>) {
+    /// True of a machine that comes to a cluster, or to another role in it.
+    fn is_new(&self, cluster: &ClusterSpec, node: &NodeName, group: &GroupName) -> bool {
+        let served = |record: &ClusterRecord| record.seats.contains_key(node);
+        let record = self.site.cluster_record(&cluster.name);
+        let role = cluster.group(group).map(|group| group.role);
+        let changed = |before: &Arc<Member>| Some(before.role) != role;
+        !record.is_some_and(served) || self.site.member(node).is_some_and(changed)
+    }
+
+    /// Ends a machine's story so far, where it takes a new place: what it fetched and what its disk holds is of another
+    /// life. Returns the generation of that disk, if it was written.
+    fn begin_anew(&mut self, node: &NodeName) -> Option<u32> {
+        let record = self.site.record(node);
+        let former = record.installed.as_ref().map(|_| record.generation);
+        if record.attempt.is_some() || record.configured.is_some() {
+            let mut record = record.clone();
+            record.configured = None;
+            record.state = match former {
+                Some(_) => BootState::Provisioned,
+                None => BootState::Registered,
+            };
+            if let Some(attempt) = record.attempt.take() {
+                self.site.tokens.remove(&attempt.token);
+            }
+            self.site.records.insert(node.clone(), Arc::new(record));
+            self.changes.push(Change::Record(node.clone()));
+        }
+        former
+    }
+
+    /// Takes what a probe or a machine showed of the cluster that was taken in at `founded`.
+    pub(crate) fn seen(&mut self, name: &ClusterName, founded: Timestamp, seen: Vec<Seen>) {
         let Some((spec, state)) = self.site.cluster(name) else {
             return;
         };
+        if state.record.founded != founded {
+            return;
+        }
         let (spec, mut state) = (Arc::clone(spec), ClusterState::clone(state));
         let (mut learned, mut booted) = (BTreeSet::new(), BTreeSet::new());
         for seen in seen {
@@ -527,8 +571,12 @@ impl ClusterDraft<'_> {
     }
 
     /// The machine said that its database runs.
-    pub(crate) fn bootstrap_done(&mut self, name: &ClusterName) {
+    pub(crate) fn bootstrap_done(&mut self, name: &ClusterName, founded: Timestamp) {
         let now = self.now;
+        let record = self.site.cluster_record(name);
+        if record.is_none_or(|record| record.founded != founded) {
+            return;
+        }
         self.edit(name, |record| {
             if let Some(call) = &mut record.bootstrap {
                 call.done.get_or_insert(now);
@@ -614,13 +662,17 @@ impl ClusterDraft<'_> {
                 .map(|node| (node.clone(), self.site.record(node).generation))
                 .collect();
             let now = self.now;
+            let mut moved = Vec::new();
             self.edit(&spec.name, |record| {
                 if let Some(role) = retires {
-                    retire(spec, role, &installed, record);
+                    moved = retire(spec, role, &installed, record);
                 }
                 record.stage = spec.course.after(stage);
                 record.since = now;
             });
+            for node in &moved {
+                self.begin_anew(node);
+            }
             if retires.is_some() {
                 self.reseat();
             }
@@ -633,13 +685,14 @@ impl ClusterDraft<'_> {
     }
 }
 
-/// Temporary machines of a role leave; those that become something else take the places kept for them.
+/// Temporary machines of a role leave; those that become something else take the places kept for them, and are returned.
 fn retire(
     spec: &ClusterSpec,
     role: Role,
     installed: &BTreeMap<NodeName, u32>,
     record: &mut ClusterRecord,
-) {
+) -> Vec<NodeName> {
+    let mut moved = Vec::new();
     let leaving: Vec<NodeName> = record
         .seats
         .iter()
@@ -679,6 +732,7 @@ fn retire(
                     ordinal,
                     former: installed.get(&node).copied(),
                 };
+                moved.push(node.clone());
                 record.seats.insert(node, seat);
             }
             None => {
@@ -689,6 +743,7 @@ fn retire(
             }
         }
     }
+    moved
 }
 
 impl Site {

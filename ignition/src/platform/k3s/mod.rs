@@ -117,7 +117,7 @@ impl<'a> Parts<'a> {
         let server = member.role == Role::ControlPlane;
         let config = format::yaml_unfolded(&config(member, secrets, &settings));
         let mut files = vec![(CONFIG.to_owned(), 0o600, config)];
-        if member.starts_the_cluster() {
+        if member.founds {
             for (path, mode, text) in secrets.files() {
                 files.push((format!("{TLS}/{path}"), mode, text));
             }
@@ -169,7 +169,7 @@ fn config(member: &Membership<'_>, secrets: &Secrets, settings: &Settings) -> Va
         if let Some(backend) = &settings.flannel_backend {
             config.insert("flannel-backend", json!(backend));
         }
-        if member.starts_the_cluster() {
+        if member.founds {
             config.insert("cluster-init", true.into());
         } else {
             config.insert("server", join.into());
