@@ -25,7 +25,7 @@ use crate::loader::{Architecture, Client, LoaderName, LoaderTable, loader_for};
 use crate::net::{MacAddress, NetworkName, ProfileName, Timestamp};
 use crate::node::{Admission, DiskRule, NodeRecord, NodeSpec};
 use crate::site::Site;
-use crate::spec::{AdmissionPolicy, Profile, Purpose};
+use crate::spec::{AdmissionPolicy, ConfigSource, Format, Profile, Purpose};
 
 /// Boot scripts that may be served without a success before a person is asked.
 pub const ATTEMPTS_MAX: u8 = 3;
@@ -356,6 +356,23 @@ pub fn decide_node<'a>(
     )
 }
 
+/// Is this boot for emptying the disk, and the next one for the install? Talos never installs over an installation of
+/// itself, which starts instead, from the network too, and reads no other config; told to wipe it does that and starts
+/// again. So where a person consented to lose the disk every other boot wipes, until a config left.
+#[must_use]
+pub fn wipes_first(record: &NodeRecord, boot: &Boot<'_>) -> bool {
+    let talos = matches!(
+        boot.profile.config,
+        ConfigSource::Talos(_) | ConfigSource::Platform(Format::Talos)
+    );
+    let begun_again = record.consented_disk.is_some()
+        && record.installed.is_none()
+        && record.configured.is_none()
+        && record.failed_attempts > 0
+        && record.failed_attempts.is_multiple_of(2);
+    talos && boot.profile.purpose == Purpose::Install && (boot.uses_permit || begun_again)
+}
+
 /// The disk that may be written: the machine's own rule, the profile's, or else the one whose loss a
 /// person consented to.
 pub(crate) fn writable_disk(
@@ -366,5 +383,57 @@ pub(crate) fn writable_disk(
     match (consented, node.disk.as_ref().or(profile.disk.as_ref())) {
         (Some(serial), None) => Some(DiskRule::Serial(serial.clone())),
         (_, rule) => rule.cloned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Digest;
+    use crate::spec::Artifact;
+
+    #[test]
+    fn talos_empties_the_disk_in_every_other_boot_of_a_consented_install_and_never_else() {
+        let profile = |config, purpose| {
+            Arc::new(Profile {
+                name: "talos".parse().expect("a name"),
+                kernel: Artifact {
+                    file: "vmlinuz".to_owned(),
+                    digest: Digest::from_bytes([1; 32]),
+                    size: 1,
+                },
+                initrds: Vec::new(),
+                artifacts: Default::default(),
+                arguments: Vec::new(),
+                config,
+                purpose,
+                disk: None,
+            })
+        };
+        let talos = profile(ConfigSource::Platform(Format::Talos), Purpose::Install);
+        let wipes = |record: &NodeRecord, profile: &Arc<Profile>, uses_permit| {
+            let boot = Boot {
+                node: None,
+                profile,
+                disk: None,
+                uses_permit,
+            };
+            wipes_first(record, &boot)
+        };
+        let mut record = NodeRecord::default();
+        assert!(!wipes(&record, &talos, false), "nobody consented");
+        assert!(wipes(&record, &talos, true));
+        record.consented_disk = Some("SN-1".to_owned());
+        let boots = (1..=4).map(|failed_attempts| {
+            record.failed_attempts = failed_attempts;
+            wipes(&record, &talos, false)
+        });
+        assert_eq!(boots.collect::<Vec<_>>(), [false, true, false, true]);
+        record.configured = Some(Timestamp::from_millis(1));
+        assert!(!wipes(&record, &talos, false), "its config left");
+        let ignition = profile(ConfigSource::Platform(Format::Ignition), Purpose::Install);
+        assert!(!wipes(&record, &ignition, true));
+        let live = profile(ConfigSource::Platform(Format::Talos), Purpose::Live);
+        assert!(!wipes(&record, &live, true));
     }
 }

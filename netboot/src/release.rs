@@ -10,7 +10,7 @@ use crate::boot::writable_disk;
 use crate::cluster::Waits;
 use crate::delivery::Spent;
 use crate::net::{Digest, MacAddress, NodeName, Timestamp};
-use crate::node::{Attempt, DiskRule, NodeRecord, NodeSpec};
+use crate::node::{Admission, Attempt, DiskRule, NodeRecord, NodeSpec};
 use crate::site::Site;
 use crate::spec::{Network, Profile, Purpose};
 
@@ -52,6 +52,8 @@ pub enum Withheld {
     UnknownToken,
     /// The node already acknowledged its install.
     Finished(NodeName),
+    /// A person said no since.
+    Rejected(NodeName),
     /// The window after the boot script is over.
     TooLate(NodeName),
     /// Its cluster is not ready for it.
@@ -81,6 +83,7 @@ impl Withheld {
         match self {
             Self::UnknownToken => None,
             Self::Finished(node)
+            | Self::Rejected(node)
             | Self::TooLate(node)
             | Self::NotItsTurn(node, _)
             | Self::Spent(node, _) => Some(node),
@@ -94,6 +97,10 @@ impl fmt::Display for Withheld {
         match self {
             Self::UnknownToken => f.write_str("the token is of no boot script in force"),
             Self::Finished(node) => write!(f, "{node} already acknowledged its install"),
+            Self::Rejected(node) => write!(
+                f,
+                "{node} was rejected; `reveille node approve {node}` lets it in"
+            ),
             Self::TooLate(node) => write!(
                 f,
                 "{node} was served its boot script too long ago; boot it again"
@@ -130,6 +137,9 @@ impl Site {
             .ok_or(Withheld::UnknownToken)?;
         if profile.purpose == Purpose::Install && record.installed.is_some() {
             return Err(Withheld::Finished(name()));
+        }
+        if record.admission == Admission::Rejected {
+            return Err(Withheld::Rejected(name()));
         }
         if now.millis_since(attempt.started) > WINDOW_SECONDS * 1000 {
             return Err(Withheld::TooLate(name()));

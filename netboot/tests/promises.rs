@@ -245,7 +245,9 @@ proptest! {
         let allowed = site.may_release(&asker, NOW).is_ok();
         let fresh = record.attempt.as_ref().is_some_and(|a| NOW.millis_since(a.started) <= WINDOW_SECONDS * 1000);
         let finished = purpose == Purpose::Install && record.installed.is_some();
-        prop_assert_eq!(allowed, token == 7 && address == 11 && neighbour == Some(11) && fresh && !finished);
+        let admitted = record.admission != Admission::Rejected;
+        let its_own = token == 7 && address == 11 && neighbour == Some(11);
+        prop_assert_eq!(allowed, its_own && fresh && !finished && admitted);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ignition::{Document, Subject, Urls};
 use netboot::attempt::Fact;
-use netboot::boot::{Boot, BootDecision, BootRequest, Refusal as Refused};
+use netboot::boot::{Boot, BootDecision, BootRequest, Refusal as Refused, wipes_first};
 use netboot::event::{Event, Outcome, ScriptAsked, ServedBoot};
 use netboot::ipxe;
 use netboot::loader::LOADER_PATH;
@@ -200,6 +200,7 @@ impl Server {
             Withheld::Spent(..) => Refusal::ConfigSpent,
             Withheld::UnknownToken
             | Withheld::Finished(_)
+            | Withheld::Rejected(_)
             | Withheld::TooLate(_)
             | Withheld::OtherAddress { .. }
             | Withheld::OtherMachine { .. } => Refusal::ConfigWithheld,
@@ -518,7 +519,12 @@ pub(crate) struct Words<'a> {
 impl Words<'_> {
     /// The script that boots; it is an attempt's once its token is.
     pub(crate) fn boot(&self, boot: &Boot<'_>, urls: &Urls) -> Result<String, ignition::Fault> {
-        let arguments = ignition::arguments(boot.profile, &self.subject(boot, urls))?;
+        let mut arguments = ignition::arguments(boot.profile, &self.subject(boot, urls))?;
+        let record = boot.node.map(|node| self.site.record(&node.name));
+        if record.is_some_and(|record| wipes_first(record, boot)) {
+            // siderolabs/talos, pkg/machinery/constants: the disk of the installation that is found.
+            arguments.push("talos.experimental.wipe=system".to_owned());
+        }
         let heading = match boot.node {
             Some(node) => format!("{} boots {}", node.name, boot.profile.name),
             None => format!("{} is not listed, boots {}", self.mac, boot.profile.name),
