@@ -506,21 +506,29 @@ impl Bastion {
         };
         let site = self.controller.snapshot().load();
         let gone = site.clusters().map(|(cluster, _)| &cluster.name);
-        let gone: Vec<_> = gone.filter(|name| spec.cluster(name).is_none()).collect();
-        for name in &gone {
-            services::stop(self, name).await?;
-        }
-        let taken = self.controller.apply(Event::SpecReplaced(Arc::new(spec)));
-        let taken = match taken.await {
-            Ok(Outcome::Refused(why)) => {
-                let refused = "the site was refused, and the one loaded before stays in force";
-                let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, refused);
-                problem.causes.push(why);
-                Err(problem)
+        let gone: Vec<_> = gone
+            .filter(|name| spec.cluster(name).is_none())
+            .cloned()
+            .collect();
+        let taken = async {
+            for name in &gone {
+                services::stop(self, name).await?;
             }
-            Ok(_) => Ok(()),
-            Err(not_written) => Err(not_written.into()),
+            match self
+                .controller
+                .apply(Event::SpecReplaced(Arc::new(spec)))
+                .await?
+            {
+                Outcome::Refused(why) => {
+                    let refused = "the site was refused, and the one loaded before stays in force";
+                    let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, refused);
+                    problem.causes.push(why);
+                    Err(problem)
+                }
+                _ => Ok(()),
+            }
         };
+        let taken: Result<(), Problem> = taken.await;
         if let Err(problem) = taken {
             for name in &gone {
                 services::start_again(self, name).await;

@@ -18,10 +18,11 @@ use std::time::Duration;
 use ignition::platform::{Platform, Secrets};
 use netboot::attempt::Fact;
 use netboot::cluster::{
-    ClusterName, ClusterSpec, ClusterState, FactKey, Role, SECRETS, Seen, Stage,
+    ClusterName, ClusterSpec, ClusterState, FactKey, Member, Role, SECRETS, Seen, Stage,
 };
 use netboot::csr::{CsrPolicy, Expectation, ExpectedNode, Verdict};
 use netboot::event::{Event, Outcome};
+use netboot::node::Admission;
 use netboot::site::Site;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -211,8 +212,9 @@ impl Round {
         let (keyring, spec) = (Arc::clone(&self.conductor.keyring), Arc::clone(&self.spec));
         let planes = member::of_role(&self.site, &self.spec, &self.state, Role::ControlPlane);
         let planes: Vec<_> = planes.map(|(_, _, address)| address).collect();
-        let prepared =
-            tokio::task::spawn_blocking(move || keyring.prepare(&spec, &planes, now())).await;
+        let founded = self.state.record.founded;
+        let prepare = move || keyring.prepare(&spec, founded, &planes, now());
+        let prepared = tokio::task::spawn_blocking(prepare).await;
         let prepared = prepared.expect("preparing secrets does not panic, and nobody aborts it");
         let (holds, words) = match &prepared {
             Ok(keys) => fresh(keys),
@@ -263,12 +265,19 @@ impl Round {
         let Ok(Outcome::Bootstrap(Ok(node))) = self.conductor.controller.apply(event).await else {
             return;
         };
-        let spec_of = self.site.spec().node(&node);
+        let room = room(&self.spec.name, Room::Bootstrap);
+        let serves = |place: &&Arc<Member>| place.cluster == self.spec.name;
+        let spec_of = self.site.member(&node).filter(serves);
+        let spec_of = spec_of.and_then(|_| self.site.spec().node(&node));
         let Some(address) = spec_of.and_then(|spec| member::address(&self.spec, spec)) else {
+            let cluster = &self.spec.name;
+            let what = format!(
+                "{node} was to start the cluster's database, and is none of its machines any more: give it its place back, or `reveille cluster destroy {cluster}` and apply it again"
+            );
+            self.conductor.health.ill(&room, what);
             return;
         };
         let answer = talos::bootstrap(machines, (address, talos::PORT).into()).await;
-        let room = room(&self.spec.name, Room::Bootstrap);
         match answer {
             BootstrapAnswer::Done | BootstrapAnswer::AlreadyDone => {
                 tracing::info!(cluster = %self.spec.name, %node, ?answer, "its database was started");
@@ -366,14 +375,19 @@ impl Round {
         for role in [Role::ControlPlane, Role::Worker, Role::Infra] {
             for (seat, node, _) in member::of_role(&self.site, &self.spec, &self.state, role) {
                 let record = self.site.record(&seat.node);
-                let attempt = record.attempt.as_ref();
+                // What it was booted for before it came here is nothing.
+                let attempt = record
+                    .attempt
+                    .as_ref()
+                    .filter(|attempt| attempt.profile == seat.profile && seat.former.is_none());
                 let released = attempt.and_then(|attempt| attempt.released);
                 let name = looks::name_of(platform, &self.spec, node);
                 let dns = BTreeSet::from([name.clone(), node.hostname.as_str().to_owned()]);
                 let expected = ExpectedNode {
                     dns: dns.into_iter().collect(),
                     addresses: node.links.iter().map(|link| link.address.into()).collect(),
-                    admitted: self.state.turn(&self.spec, seat).is_ok(),
+                    admitted: self.state.turn(&self.spec, seat).is_ok()
+                        && record.admission != Admission::Rejected,
                     booted: released.is_some()
                         || attempt.is_some_and(|attempt| attempt.report.is_some()),
                     released,

@@ -21,7 +21,7 @@ use netboot::net::Timestamp;
 use crate::mint;
 use crate::probe::kube::KubeAccess;
 use crate::probe::talos::Access;
-use crate::vault::{KUBECONFIG, TALOSCONFIG, Vault};
+use crate::vault::{KUBECONFIG, TALOSCONFIG, Vault, VaultError};
 
 /// The keys that are in use.
 pub struct Keyring {
@@ -30,6 +30,9 @@ pub struct Keyring {
     /// Held from looking into the vault until what is there is in use, so that secrets which are being made never replace
     /// those that a person imports meanwhile.
     changing: Mutex<()>,
+    /// Clusters that were destroyed, by the moment that the last of each name was taken in: whoever still works on one of
+    /// them makes no secrets any more.
+    destroyed: Mutex<BTreeMap<ClusterName, Timestamp>>,
 }
 
 /// What opens one cluster.
@@ -55,6 +58,7 @@ impl Keyring {
             vault,
             open: Mutex::default(),
             changing: Mutex::default(),
+            destroyed: Mutex::default(),
         }
     }
 
@@ -74,28 +78,52 @@ impl Keyring {
         self.held().remove(cluster);
     }
 
-    /// The keys of a cluster, out of the vault; made first where they are ours to make. Blocks on the disk, and for the
-    /// length of making an RSA key.
+    /// Forgets what is in memory and in the vault of the cluster that was taken in at `founded`, or before. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`VaultError`]; asked again, it goes on where it stopped.
+    pub(crate) fn destroy(
+        &self,
+        cluster: &ClusterName,
+        founded: Timestamp,
+    ) -> Result<(), VaultError> {
+        let _one_at_a_time = self.changing();
+        self.destroyed().insert(cluster.clone(), founded);
+        self.forget(cluster);
+        self.vault.forget(cluster)
+    }
+
+    /// The keys of a cluster, taken in at `founded`, out of the vault; made first where they are ours to make. Blocks on the
+    /// disk, and for the length of making an RSA key.
     ///
     /// # Errors
     /// [`NoKeys`], in words for `status`.
     pub(crate) fn prepare(
         &self,
         spec: &ClusterSpec,
+        founded: Timestamp,
         planes: &[Ipv4Addr],
         now: Timestamp,
     ) -> Result<Arc<Keys>, NoKeys> {
-        if let Some(keys) = self.keys(&spec.name) {
-            return Ok(keys);
-        }
-        let _one_at_a_time = self.changing();
-        if let Some(keys) = self.keys(&spec.name) {
-            return Ok(keys);
-        }
         let platform: Platform = spec
             .platform
             .parse()
             .map_err(|error| said("reading the platform", &error))?;
+        let held = || {
+            let keys = self.keys(&spec.name);
+            keys.filter(|keys| keys.secrets.platform() == platform)
+        };
+        if let Some(keys) = held() {
+            return Ok(keys);
+        }
+        let _one_at_a_time = self.changing();
+        if let Some(keys) = held() {
+            return Ok(keys);
+        }
+        let gone = self.destroyed().get(&spec.name).copied();
+        if gone.is_some_and(|gone| founded <= gone) {
+            return Err(NoKeys(format!("{} was destroyed", spec.name)));
+        }
         let sealed = self.vault.get(&spec.name, platform.word());
         let secrets = match sealed.map_err(|error| said("opening its secrets", &error))? {
             Some(sealed) => platform.unseal(&sealed).map_err(NoKeys)?,
@@ -223,6 +251,13 @@ impl Keyring {
     fn changing(&self) -> MutexGuard<'_, ()> {
         // It guards the vault, whose writes are whole or not at all.
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn destroyed(&self) -> MutexGuard<'_, BTreeMap<ClusterName, Timestamp>> {
+        // Each write is one insertion, so what a panicking holder left is whole.
+        self.destroyed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<ClusterName, Arc<Keys>>> {

@@ -165,21 +165,21 @@ impl Bastion {
         if site.spec().cluster(name).is_some() {
             self.take_whole(loaded.settings, loaded.spec, by).await?;
         }
+        // The record is the last to go: as long as it is there, whoever asks again finishes what was left.
+        let founded = record.map(|record| record.founded).unwrap_or_default();
+        let (keyring, whose) = (Arc::clone(&self.keyring), name.clone());
+        let forgotten = on_disk(move || keyring.destroy(&whose, founded)).await;
+        forgotten.map_err(|error| {
+            let what = format!("the secrets of {name} could not be removed: {error}");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, what)
+                .with_remedy("mend the disk and destroy the cluster again")
+        })?;
         if record.is_some() {
             let forgotten = Event::ClusterForgotten(name.clone());
             if let Outcome::Refused(why) = self.controller.apply(forgotten).await? {
                 return Err(Problem::new(StatusCode::CONFLICT, why));
             }
         }
-        self.keyring.forget(name);
-        let (vault, whose) = (Arc::clone(&self.vault), name.clone());
-        let forgotten = on_disk(move || vault.forget(&whose)).await;
-        forgotten.map_err(|error| {
-            let what = format!("the secrets of {name} could not be removed: {error}");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, what).with_remedy(
-                "mend the disk, and remove the files of the cluster from the vault by hand",
-            )
-        })?;
         tracing::info!(%by, cluster = %name, "a cluster was destroyed");
         self.person("cluster-destroy", by, Some(name.to_string()));
         Ok(ClusterDestroyed {

@@ -124,7 +124,7 @@ pub(crate) async fn watch(
 /// be gone.
 ///
 /// # Errors
-/// [`NotWritten::Stopping`] when the controller is gone.
+/// [`NotWritten`]; those that were stopped by then stay so until [`start_again`].
 pub(crate) async fn stop(bastion: &Bastion, name: &ClusterName) -> Result<(), NotWritten> {
     let site = bastion.controller.snapshot().load();
     let Some((spec, state)) = site.cluster(name) else {

@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use netboot::cluster::ClusterName;
 use serde::Deserialize;
 
-use super::rights::{Changer, Reader};
+use super::rights::{Changer, Reader, to_its_end};
 use super::words::Problem;
 use crate::bastion::Bastion;
 use crate::clusters::plan::ClusterPlan;
@@ -115,10 +115,12 @@ async fn provision(
     body: Bytes,
 ) -> Result<Json<ClusterApplied>, Problem> {
     let ignore_preflight = sent.ignore_preflight;
-    bastion
-        .apply_cluster(offer(sent, &body)?, ignore_preflight, &by.0)
-        .await
-        .map(Json)
+    let offer = offer(sent, &body)?;
+    let apply = async move {
+        let applied = bastion.apply_cluster(offer, ignore_preflight, &by.0);
+        applied.await
+    };
+    to_its_end(apply).await.map(Json)
 }
 
 async fn validate(
@@ -142,7 +144,8 @@ async fn destroy(
         return Err(Problem::new(StatusCode::BAD_REQUEST, what)
             .with_remedy(format!("add ?confirm={name}, or --confirm {name}")));
     }
-    bastion.destroy_cluster(&name, &by.0).await.map(Json)
+    let destroy = async move { bastion.destroy_cluster(&name, &by.0).await };
+    to_its_end(destroy).await.map(Json)
 }
 
 pub(super) fn cluster_name(text: &str) -> Result<ClusterName, Problem> {

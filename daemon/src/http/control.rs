@@ -32,7 +32,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::clusters::cluster_name;
-use super::rights::{Caller, Changer, Reader, Rights};
+use super::rights::{Caller, Changer, Reader, Rights, to_its_end};
 use super::words::{Consent, Exported, Problem, Reloaded};
 use super::{clusters, events};
 use crate::balancer::command::RequirementsReport;
@@ -373,7 +373,8 @@ struct WhichCluster {
 }
 
 async fn reload(by: Changer, State(bastion): Shared) -> Result<Json<Reloaded>, Problem> {
-    bastion.reload(&by.0).await.map(Json)
+    let reload = async move { bastion.reload(&by.0).await };
+    to_its_end(reload).await.map(Json)
 }
 
 async fn plan(_: Reader, State(bastion): Shared) -> Result<Json<plan::Plan>, Problem> {
@@ -426,7 +427,8 @@ async fn host_apply(
     {
         return Err(bad("within is 10 to 3600 seconds".to_owned()));
     }
-    bastion.apply_host(wish, &by.0).await.map(Json)
+    let apply = async move { bastion.apply_host(wish, &by.0).await };
+    to_its_end(apply).await.map(Json)
 }
 
 async fn host_confirm(by: Changer, State(bastion): Shared) -> Result<Json<Last>, Problem> {

@@ -131,12 +131,13 @@ async fn import(
     }
     let planes = member::of_role(&site, spec, state, Role::ControlPlane);
     let planes: Vec<_> = planes.map(|(_, _, address)| address).collect();
-    let (spec, secret) = (Arc::clone(spec), Secret::new(body.to_vec()));
+    let (spec, founded) = (Arc::clone(spec), state.record.founded);
+    let secret = Secret::new(body.to_vec());
     let keyring = Arc::clone(&bastion.keyring);
     // What administers the cluster is there as soon as the answer is.
     let taken = tokio::task::spawn_blocking(move || {
         let words = keyring.import(&spec, &secret, now())?;
-        keyring.prepare(&spec, &planes, now())?;
+        keyring.prepare(&spec, founded, &planes, now())?;
         Ok::<_, NoKeys>(words)
     })
     .await;

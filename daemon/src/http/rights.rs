@@ -78,3 +78,14 @@ fn caller(parts: &Parts) -> Caller {
 fn denied(name: &str, what: &str, how: &str) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, format!("{name} may not {what} here")).with_remedy(how)
 }
+
+/// Does what a caller wants changed to its end, also when they hang up meanwhile: half of it would be left.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    act: impl Future<Output = T> + Send + 'static,
+) -> T {
+    match tokio::spawn(act).await {
+        Ok(done) => done,
+        // Nobody aborts it, so it panicked.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

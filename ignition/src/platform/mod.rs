@@ -214,6 +214,16 @@ pub enum Secrets {
 }
 
 impl Secrets {
+    /// Whose they are.
+    #[must_use]
+    pub fn platform(&self) -> Platform {
+        match self {
+            Self::Okd(_) => Platform::Okd,
+            Self::Talos(_) => Platform::Talos,
+            Self::K3s(_) => Platform::K3s,
+        }
+    }
+
     /// Values that open nothing, for whoever wants to see or try the documents of a platform's members.
     #[must_use]
     pub fn stand_in(platform: Platform) -> Self {

@@ -122,6 +122,7 @@ impl Case {
             index: 0,
             hostname: &hostname,
             address,
+            founds: self.role == Role::ControlPlane,
             control_planes: &[first],
             settings: &self.settings,
         };
