@@ -15,6 +15,9 @@
 //!
 //! Never a timer: each line is evidence that somebody saw. OKD's control planes wait for the bootstrap machine by
 //! themselves, so they may start beside it; k3s' servers refuse each other while etcd takes one in.
+//!
+//! Ugly fact. Where a definition leaves the network plugin to a person, no node is Ready before it was installed, and the
+//! phases wait for that.
 
 use netboot::cluster::{Admit, Course, FactName, Gate, Order, Phase, Role, Stage};
 

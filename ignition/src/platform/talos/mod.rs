@@ -17,7 +17,6 @@
 
 mod access;
 mod bundle;
-mod course;
 mod machine;
 mod patch;
 pub mod pem;
@@ -26,7 +25,6 @@ mod version;
 
 pub use access::{kubeconfig, talosconfig};
 pub use bundle::{Bundle, BundleFault, Certified, Encryption};
-pub use course::course;
 pub use machine::document;
 pub use settings::{Settings, judge};
 pub use version::{Contract, Version};
