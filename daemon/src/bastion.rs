@@ -514,19 +514,14 @@ impl Bastion {
             for name in &gone {
                 services::stop(self, name).await?;
             }
-            match self
-                .controller
-                .apply(Event::SpecReplaced(Arc::new(spec)))
-                .await?
-            {
-                Outcome::Refused(why) => {
-                    let refused = "the site was refused, and the one loaded before stays in force";
-                    let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, refused);
-                    problem.causes.push(why);
-                    Err(problem)
-                }
-                _ => Ok(()),
+            let event = Event::SpecReplaced(Arc::new(spec));
+            if let Outcome::Refused(why) = self.controller.apply(event).await? {
+                let refused = "the site was refused, and the one loaded before stays in force";
+                let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, refused);
+                problem.causes.push(why);
+                return Err(problem);
             }
+            Ok(())
         };
         let taken: Result<(), Problem> = taken.await;
         if let Err(problem) = taken {
