@@ -20,7 +20,6 @@ mod socket;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
 use netboot::dhcp::LinkContext;
 use netboot::net::LinkName;
 use netboot::site::Site;
@@ -32,7 +31,7 @@ use tracing::info;
 
 use crate::controller::Controller;
 use crate::ledger::Ledger;
-use crate::link::{Link, Links};
+use crate::link::{Link, Links, met_at};
 use crate::presence::{Attend, Faults, Presence};
 pub use counters::Counters;
 
@@ -168,31 +167,14 @@ pub(crate) fn wanted(
     let (mut wanted, mut faults) = (BTreeMap::new(), Faults::new());
     for network in site.spec().networks().filter(|n| n.mode != Mode::Off) {
         let name = &network.link;
-        let Some(link) = links.get(name.as_str()) else {
-            faults.insert(
-                name.clone(),
-                format!("there is no link {name}; it is served as soon as it appears"),
-            );
-            continue;
-        };
-        // A relayed network has no address of ours in it; its link's own network decides, or the
-        // link's first address.
-        let direct = site.spec().network_on(name, None);
-        let server = match direct {
-            Some(direct) => Ipv4Net::new(direct.subnet.network(), direct.subnet.prefix())
-                .ok()
-                .and_then(|subnet| link.address_in(subnet)),
-            None => link.addresses.first().map(Ipv4Net::addr),
-        };
-        let Some(server) = server else {
-            let subnet = direct.map_or(network.subnet, |direct| direct.subnet);
-            faults.insert(
-                name.clone(),
-                format!("link {name} has no address in {subnet}; give it one"),
-            );
-            continue;
-        };
-        wanted.insert(name.clone(), served(name, link, server, http_port));
+        match met_at(site.spec(), links, name) {
+            Ok((link, server)) => {
+                wanted.insert(name.clone(), served(name, link, server, http_port));
+            }
+            Err(fault) => {
+                faults.insert(name.clone(), fault);
+            }
+        }
     }
     (wanted, faults)
 }

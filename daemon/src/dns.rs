@@ -8,8 +8,6 @@
 //!
 //! Nobody but the machines of a place's networks, and this host, has names of others looked up. Everybody else is
 //! refused, at a limited rate, or answered from the outside's view on public links.
-//!
-//! Ugly fact. A link has an address in each of its networks, and each is a place of its own.
 
 mod book;
 mod cache;
@@ -20,13 +18,11 @@ mod serve;
 mod tcp;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use netboot::net::{LinkName, Subnet};
+use netboot::net::LinkName;
 use netboot::site::Site;
-use netboot::spec::Mode;
 use netboot::zone::{DnsMode, Side};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::watch;
@@ -34,7 +30,7 @@ use tokio::task::JoinHandle;
 use tracing::info;
 
 use crate::controller::Controller;
-use crate::link::Links;
+use crate::link::{Front, Links, fronts};
 use crate::presence::{Attend, Faults, Presence};
 pub(crate) use book::names;
 use forward::Forwarder;
@@ -42,16 +38,11 @@ use serve::Desk;
 
 const PORT: u16 = 53;
 
-/// An address that is served, and for whom.
+/// An address that is served, and for whom; names of others are looked up for its clients.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
-    link: LinkName,
-    /// A link that was deleted and made again keeps its name, but what it brings bears another number.
-    index: u32,
-    address: Ipv4Addr,
+    front: Front,
     side: Side,
-    /// Whose names are looked up: the networks of the link, those behind its relays too.
-    clients: Vec<Subnet>,
 }
 
 /// The running servers; dropping it stops them.
@@ -168,7 +159,7 @@ impl Attend for Opener {
     }
 
     fn link(place: &Place) -> &LinkName {
-        &place.link
+        &place.front.link
     }
 
     fn open(&mut self, place: &Place) -> anyhow::Result<Running> {
@@ -177,10 +168,10 @@ impl Attend for Opener {
         let server = serve::Server::new(place.clone(), udp, Arc::clone(&self.desk));
         let until = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
-            .name(format!("dns {}", place.link))
+            .name(format!("dns {}", place.front.link))
             .spawn(move || server.run(&until))?;
         let tcp = tcp::run(Arc::new(place.clone()), tcp, Arc::clone(&self.desk));
-        info!(link = %place.link, address = %place.address, side = %place.side, "serving DNS");
+        info!(link = %place.front.link, address = %place.front.address, side = %place.side, "serving DNS");
         Ok(Running {
             stop,
             thread: Some(thread),
@@ -201,34 +192,10 @@ fn wanted(site: &Site, links: &Links) -> (BTreeSet<Place>, Faults) {
     if dns.mode != DnsMode::Serve {
         return (wanted, faults);
     }
-    let mut of_link = BTreeMap::<&LinkName, Vec<Subnet>>::new();
-    for network in site.spec().networks().filter(|n| n.mode != Mode::Off) {
-        of_link
-            .entry(&network.link)
-            .or_default()
-            .push(network.subnet);
-    }
-    for (name, clients) in of_link {
-        // A link that isn't there, or has no address, is DHCP's fault to tell.
-        let Some(link) = links.get(name.as_str()) else {
-            continue;
-        };
-        let own = clients
-            .iter()
-            .filter_map(|subnet| link.address_in(subnet.net()));
-        let mut addresses: BTreeSet<Ipv4Addr> = own.collect();
-        if addresses.is_empty() {
-            // Its networks are all behind relays; DHCP speaks from the first address too.
-            addresses.extend(link.addresses.first().map(ipnet::Ipv4Net::addr));
-        }
-        wanted.extend(addresses.into_iter().map(|address| Place {
-            link: name.clone(),
-            index: link.index,
-            address,
-            side: Side::Inside,
-            clients: clients.clone(),
-        }));
-    }
+    wanted.extend(fronts(site.spec(), links).into_iter().map(|front| Place {
+        front,
+        side: Side::Inside,
+    }));
     for name in &dns.public {
         let Some(link) = links.get(name.as_str()) else {
             let fault =
@@ -237,11 +204,13 @@ fn wanted(site: &Site, links: &Links) -> (BTreeSet<Place>, Faults) {
             continue;
         };
         wanted.extend(link.addresses.iter().map(|address| Place {
-            link: name.clone(),
-            index: link.index,
-            address: address.addr(),
+            front: Front {
+                link: name.clone(),
+                index: link.index,
+                address: address.addr(),
+                clients: Vec::new(),
+            },
             side: Side::Outside,
-            clients: Vec::new(),
         }));
     }
     (wanted, faults)

@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
+use netboot::net::{LinkName, Subnet};
+use netboot::spec::{Mode, SiteSpec};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -37,16 +39,74 @@ pub struct Link {
 }
 
 impl Link {
-    /// Our address in a subnet of this link, which is the one its machines can reach.
+    /// The address by which whoever has no subnet in common with this link meets it.
     #[must_use]
-    pub fn address_in(&self, subnet: Ipv4Net) -> Option<Ipv4Addr> {
-        let ours = self.addresses.iter().map(Ipv4Net::addr);
-        ours.into_iter().find(|address| subnet.contains(address))
+    pub fn first_address(&self) -> Option<Ipv4Addr> {
+        self.addresses.first().map(Ipv4Net::addr)
     }
 }
 
 /// Every link by name.
 pub type Links = BTreeMap<String, Link>;
+
+/// A link of the site's networks, and our address that the machines of all of them meet, those behind relays too: the one
+/// in the network that is on the link itself, or the link's first where every network is behind a relay. DHCP names this
+/// one, so everything else must be there.
+///
+/// # Errors
+/// There is no such link, or no such address, in words for `status`.
+pub(crate) fn met_at<'a>(
+    spec: &SiteSpec,
+    links: &'a Links,
+    name: &LinkName,
+) -> Result<(&'a Link, Ipv4Addr), String> {
+    let link = links
+        .get(name.as_str())
+        .ok_or_else(|| format!("there is no link {name}; it is served as soon as it appears"))?;
+    let address = match spec.network_on(name, None) {
+        Some(network) => {
+            let mut ours = link.addresses.iter().map(Ipv4Net::addr);
+            ours.find(|address| network.subnet.contains(*address))
+                .ok_or_else(|| format!("in {}", network.subnet))
+        }
+        None => link.first_address().ok_or_else(|| "at all".to_owned()),
+    };
+    match address {
+        Ok(address) => Ok((link, address)),
+        Err(which) => Err(format!("link {name} has no address {which}; give it one")),
+    }
+}
+
+/// One link's address that its machines meet, and who they are.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Front {
+    pub(crate) link: LinkName,
+    /// A link that was deleted and made again keeps its name, but what it brings bears another number.
+    pub(crate) index: u32,
+    /// See [`met_at`].
+    pub(crate) address: Ipv4Addr,
+    /// Every network of the link that is answered, behind its relays too.
+    pub(crate) clients: Vec<Subnet>,
+}
+
+/// Where machines are answered now, a link each; one that isn't there, or has no address, is DHCP's fault to tell.
+pub(crate) fn fronts(spec: &SiteSpec, links: &Links) -> Vec<Front> {
+    let mut clients = BTreeMap::<&LinkName, Vec<Subnet>>::new();
+    for network in spec.networks().filter(|n| n.mode != Mode::Off) {
+        let of_link = clients.entry(&network.link).or_default();
+        of_link.push(network.subnet);
+    }
+    let fronts = clients.into_iter().filter_map(|(name, clients)| {
+        let (link, address) = met_at(spec, links, name).ok()?;
+        Some(Front {
+            link: name.clone(),
+            index: link.index,
+            address,
+            clients,
+        })
+    });
+    fronts.collect()
+}
 
 /// Starts watching; the receiver holds the table read before this returns.
 ///
@@ -102,5 +162,72 @@ fn log_difference(before: &Links, after: &Links) {
     }
     for name in before.keys().filter(|name| !after.contains_key(*name)) {
         info!(link = %name, "link vanished");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netboot::spec::{Network, SiteParts};
+
+    use super::*;
+
+    #[test]
+    fn machines_of_all_networks_of_a_link_meet_one_address_of_ours() {
+        let network = |name: &str, link: &str, subnet: &str, relayed| {
+            let (name, link) = (name.parse().unwrap(), link.parse().unwrap());
+            Network {
+                relayed,
+                ..Network::plain(name, link, subnet.parse().unwrap())
+            }
+        };
+        let link = |name: &str, addresses: &[&str]| {
+            let addresses = addresses.iter().map(|text| text.parse().unwrap());
+            let link = Link {
+                name: name.to_owned(),
+                index: 1,
+                mac: [2; 6],
+                up: true,
+                mtu: 1500,
+                addresses: addresses.collect(),
+                link_local: None,
+            };
+            (name.to_owned(), link)
+        };
+        let networks = vec![
+            network("near", "both", "10.107.0.0/24", false),
+            network("behind", "both", "10.108.0.0/24", true),
+            network("far", "far", "10.109.0.0/24", true),
+            Network {
+                mode: Mode::Off,
+                ..network("off", "far", "10.110.0.0/24", true)
+            },
+            network("bare", "bare", "10.111.0.0/24", false),
+            network("none", "none", "10.112.0.0/24", true),
+            network("gone", "gone", "10.113.0.0/24", true),
+        ];
+        let spec = SiteSpec::new(SiteParts {
+            networks,
+            ..SiteParts::default()
+        });
+        let spec = spec.expect("the networks go together");
+        let links = Links::from([
+            link("both", &["192.0.2.1/24", "10.107.0.1/24"]),
+            link("far", &["192.0.2.2/24", "192.0.2.3/24"]),
+            link("bare", &["192.0.2.4/24"]),
+            link("none", &[]),
+        ]);
+        let met = |name: &str| {
+            let met = met_at(&spec, &links, &name.parse().unwrap());
+            met.map(|(_, address)| address.to_string())
+        };
+        assert_eq!(met("both").as_deref(), Ok("10.107.0.1"));
+        assert_eq!(met("far").as_deref(), Ok("192.0.2.2"));
+        assert!(met("bare").unwrap_err().contains("10.111.0.0/24"));
+        assert!(met("none").unwrap_err().contains("no address at all"));
+        assert!(met("gone").unwrap_err().contains("there is no link gone"));
+        let fronts = fronts(&spec, &links).into_iter();
+        let fronts = fronts.map(|front| (front.link.to_string(), front.clients.len()));
+        let answered = [("both".to_owned(), 2), ("far".to_owned(), 1)];
+        assert_eq!(fronts.collect::<Vec<_>>(), answered);
     }
 }

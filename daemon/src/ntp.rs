@@ -11,17 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use netboot::net::{LinkName, Subnet};
+use netboot::net::LinkName;
 use netboot::ntp::{Clock, answer};
-use netboot::site::Site;
-use netboot::spec::Mode;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use crate::controller::Controller;
-use crate::link::Links;
+use crate::link::{Front, Links, fronts};
 use crate::presence::{AbortOnDrop, Attend, Faults, Presence};
 use crate::sys;
 
@@ -35,7 +33,7 @@ const QUESTION_MAX: usize = 512;
 #[derive(Debug)]
 pub struct Time {
     counters: Arc<Counters>,
-    presence: Presence<Place>,
+    presence: Presence<Front>,
 }
 
 /// Questions since the start, by what became of them.
@@ -57,13 +55,6 @@ impl Counters {
             ("ignored", read(&self.ignored)),
         ]
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    link: LinkName,
-    address: Ipv4Addr,
-    clients: Vec<Subnet>,
 }
 
 /// Starts serving every link that the site names, as soon as the kernel has it.
@@ -101,21 +92,21 @@ struct Opener {
 
 impl Attend for Opener {
     const WHAT: &'static str = "NTP";
-    type Place = Place;
+    type Place = Front;
     type Running = AbortOnDrop;
 
-    fn wanted(&self, links: &Links) -> (Vec<Place>, Faults) {
-        (
-            wanted(&self.controller.snapshot().load(), links),
-            Faults::new(),
-        )
+    fn wanted(&self, links: &Links) -> (Vec<Front>, Faults) {
+        let site = self.controller.snapshot().load();
+        let spec = site.spec();
+        let wanted = spec.serves_time().then(|| fronts(spec, links));
+        (wanted.unwrap_or_default(), Faults::new())
     }
 
-    fn link(place: &Place) -> &LinkName {
+    fn link(place: &Front) -> &LinkName {
         &place.link
     }
 
-    fn open(&mut self, place: &Place) -> anyhow::Result<AbortOnDrop> {
+    fn open(&mut self, place: &Front) -> anyhow::Result<AbortOnDrop> {
         let address = place.address;
         let socket = open(address).with_context(|| {
             format!("opening UDP port {PORT} on {address}; is another NTP server running here?")
@@ -136,33 +127,7 @@ fn open(address: Ipv4Addr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket)
 }
 
-fn wanted(site: &Site, links: &Links) -> Vec<Place> {
-    if !site.spec().serves_time() {
-        return Vec::new();
-    }
-    let mut of_link = BTreeMap::<&LinkName, Vec<Subnet>>::new();
-    for network in site.spec().networks().filter(|n| n.mode != Mode::Off) {
-        of_link
-            .entry(&network.link)
-            .or_default()
-            .push(network.subnet);
-    }
-    let places = of_link.into_iter().filter_map(|(name, clients)| {
-        let link = links.get(name.as_str())?;
-        let own = clients
-            .iter()
-            .find_map(|subnet| link.address_in(subnet.net()));
-        let address = own.or_else(|| link.addresses.first().map(ipnet::Ipv4Net::addr))?;
-        Some(Place {
-            link: name.clone(),
-            address,
-            clients,
-        })
-    });
-    places.collect()
-}
-
-async fn serve(place: Place, socket: UdpSocket, counters: Arc<Counters>) {
+async fn serve(place: Front, socket: UdpSocket, counters: Arc<Counters>) {
     let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
     let (mut budget, mut well) = ((0, 0), None);
     let mut question = [0; QUESTION_MAX];

@@ -40,7 +40,7 @@ use packet::kind;
 pub struct DnsSpec {
     /// Who answers.
     pub mode: DnsMode,
-    /// The servers that are asked for all other names, in order of preference; none: such names are refused.
+    /// The servers that are asked for all other names, the quickest first; none: such names are refused.
     pub forward: Vec<SocketAddr>,
     /// How long an answer of ours may be kept, in seconds, 1 to 86,400; the same for a negative one.
     pub ttl_seconds: u32,

@@ -359,12 +359,13 @@ fn a_definition_that_leaves_the_site_has_its_services_stopped_in_reverse() {
 }
 
 #[test]
-fn two_clusters_that_turn_out_to_have_one_address_are_told_of() {
-    // A relayed network is reached at the first address of its link, which here is the other network's too.
+fn a_cluster_behind_a_relay_is_named_at_the_address_it_shares_and_a_second_one_there_is_told_of() {
+    // The machines of a relayed network meet the address that its link has in its own network.
     const SITE: &str = "site: test
 networks:
   - { name: provisioning, link: br0, subnet: 10.107.0.0/24, domain: lab.example }
   - { name: far, link: br0, subnet: 10.108.0.0/24, relayed: true, router: 10.108.0.1, domain: far.example }
+dns: { mode: serve }
 ";
     const MACHINES: &str = "machines:
   - { name: head-1, mac: \"52:54:00:aa:00:01\", address: 10.107.0.11, labels: { at: near } }
@@ -387,6 +388,10 @@ networks:
         );
         write(&root, &format!("clusters/{name}.yaml"), &definition);
     }
+    let definition = root.join("clusters/two.yaml");
+    let text = fs::read_to_string(&definition).expect("it was written");
+    let services = "services:\n  - { name: names, type: DNS }\n";
+    fs::write(&definition, format!("{text}{services}")).expect("written");
     let mut bastion = Bastion::new(&lab, &root);
     let kernel = lab.path("vmlinuz");
     fs::write(&kernel, "a kernel").expect("written");
@@ -396,6 +401,20 @@ networks:
         let told = bastion.client(&["status"]);
         told.contains("cluster two would listen on 10.107.0.1:6443, where cluster one does")
     });
+    until("its DNS service to be up", LIMIT, || {
+        let text = bastion.client(&["cluster", "status", "two", "--json"]);
+        let now = serde_json::from_str(&text).expect("JSON");
+        service(&now, "names")
+            == (
+                "up".to_owned(),
+                "api.two.far.example is 10.107.0.1 at 10.107.0.1:53".to_owned(),
+            )
+    });
+    for name in ["api", "api-int", "console.apps"] {
+        let asked = format!("{name}.two.far.example");
+        let told = lab.netns.output("dig", &["+short", "@10.107.0.1", &asked]);
+        assert_eq!(told.trim(), "10.107.0.1", "{asked}");
+    }
     fs::remove_file(bastion.site.join("clusters/two.yaml")).expect("removed");
     bastion.client(&["reload"]);
     until("it to be over", LIMIT, || {

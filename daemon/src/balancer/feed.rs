@@ -1,12 +1,10 @@
 //! What the site wants of the balancer now: its clusters' ports, who is behind each by what was seen, and the bastion's
 //! links to take connections on.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ignition::platform::Platform;
-use ipnet::Ipv4Net;
 use netboot::cluster::{ClusterSpec, ClusterState, ServiceKind};
 use netboot::endpoint::{Endpoint, Ground, Listener, Member, Place, Taken, endpoints, placed};
 use netboot::net::{LinkName, NodeName};
@@ -18,7 +16,7 @@ use tracing::warn;
 
 use crate::controller::Controller;
 use crate::health::Health;
-use crate::link::{Link, Links};
+use crate::link::{Links, met_at};
 
 /// How often the newest snapshot is looked at.
 const LOOK_AT_SITE: Duration = Duration::from_millis(250);
@@ -154,26 +152,20 @@ pub(crate) fn ground(
     links: &Links,
     public: &[LinkName],
 ) -> Ground {
-    let place = |name: &LinkName, address: fn(&Link, Ipv4Net) -> Option<Ipv4Addr>, subnet| {
-        let link = links.get(name.as_str())?;
-        Some(Place {
-            link: name.clone(),
-            address: address(link, subnet)?,
-        })
-    };
-    let first = |link: &Link, _: Ipv4Net| link.addresses.first().map(Ipv4Net::addr);
     let network = site.network(&spec.network);
     let private = network.and_then(|network| {
-        let subnet = network.subnet.net();
-        match network.relayed {
-            // A relayed network has no address of ours in it: its machines reach the link's own.
-            true => place(&network.link, first, subnet),
-            false => place(&network.link, Link::address_in, subnet),
-        }
+        let (_, address) = met_at(site, links, &network.link).ok()?;
+        Some(Place {
+            link: network.link.clone(),
+            address,
+        })
     });
-    let public = public
-        .iter()
-        .filter_map(|name| place(name, first, Ipv4Net::default()));
+    let public = public.iter().filter_map(|name| {
+        Some(Place {
+            link: name.clone(),
+            address: links.get(name.as_str())?.first_address()?,
+        })
+    });
     Ground {
         private: private.into_iter().collect(),
         public: public.collect(),

@@ -32,6 +32,7 @@ use super::status::ClusterSummary;
 use crate::balancer::ListenerStatus;
 use crate::bastion::Bastion;
 use crate::controller::{NotWritten, now};
+use crate::link::met_at;
 use crate::preflight::addresses_of;
 use crate::probe::glance::{glance, untrusting};
 use crate::{elsewhere, image};
@@ -301,11 +302,7 @@ impl One {
             return Err(fault);
         }
         let links = self.bastion.links.borrow().clone();
-        let link = links.get(network.link.as_str());
-        let address = link.and_then(|link| link.address_in(network.subnet.net()));
-        let Some(address) = address else {
-            return Err(no_address(network));
-        };
+        let (_, address) = met_at(self.site.spec(), &links, &network.link)?;
         let api = format!("api.{}", self.spec.fqdn());
         let said = addresses_of(address, &api).await;
         let said =

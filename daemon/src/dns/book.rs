@@ -11,7 +11,7 @@ use netboot::zone::{Names, Source, Zones};
 use tokio::sync::watch;
 
 use crate::controller::Controller;
-use crate::link::Links;
+use crate::link::{Links, met_at};
 
 /// Whose site the names follow from, and the newest page.
 pub(super) struct Book {
@@ -36,8 +36,8 @@ pub(crate) fn names(site: &Site, links: &Links) -> Names {
         .flat_map(|link| link.addresses.iter().map(ipnet::Ipv4Net::addr))
         .collect();
     let inside = |network: &netboot::spec::Network| {
-        let link = links.get(network.link.as_str())?;
-        link.address_in(network.subnet.net())
+        let (_, address) = met_at(site.spec(), links, &network.link).ok()?;
+        Some(address)
     };
     // A serial number wraps around (RFC 1982).
     Names::of(site, site.generation() as u32, inside, &outside)

@@ -57,8 +57,12 @@ impl Place {
         match self.side {
             Side::Outside => Client::Anybody,
             Side::Inside => {
-                let ours = self.address == source
-                    || self.clients.iter().any(|subnet| subnet.contains(source));
+                let ours = self.front.address == source
+                    || self
+                        .front
+                        .clients
+                        .iter()
+                        .any(|subnet| subnet.contains(source));
                 if ours { Client::Ours } else { Client::Foreign }
             }
         }
@@ -68,7 +72,7 @@ impl Place {
 /// Opens the socket of a place. It is bound to the address and not to the link, because this host's own questions come by
 /// loopback; each packet says which link it came by.
 pub(super) fn open(place: &Place) -> anyhow::Result<Socket> {
-    let at = SocketAddrV4::new(place.address, PORT);
+    let at = SocketAddrV4::new(place.front.address, PORT);
     let open = || {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
         // Beyond net.core.rmem_max this takes CAP_NET_ADMIN; without it the queue is merely shorter.
@@ -136,7 +140,7 @@ impl Server {
                 Err(error) if is_of_a_client(&error) => {}
                 Err(error) => {
                     // The follower starts this place anew when it finds the thread ended.
-                    warn!(address = %self.place.address, %error, "receiving DNS failed");
+                    warn!(address = %self.place.front.address, %error, "receiving DNS failed");
                     return;
                 }
             }
@@ -153,7 +157,7 @@ impl Server {
         if self.outbox.is_empty() {
             return;
         }
-        let address = self.place.address;
+        let address = self.place.front.address;
         self.outbox.send(&*self.socket, |error| {
             debug!(%address, %error, "a DNS reply could not be sent");
         });
@@ -161,8 +165,8 @@ impl Server {
 
     fn one(&mut self, datagram: &Datagram<'_>, now: Instant) {
         let (from, source) = (datagram.from, *datagram.from.ip());
-        let by_here = datagram.link == self.place.index;
-        let by_itself = datagram.link == LOOPBACK && source == self.place.address;
+        let by_here = datagram.link == self.place.front.index;
+        let by_itself = datagram.link == LOOPBACK && source == self.place.front.address;
         // Port 0 can't be answered.
         if !(by_here || by_itself) || from.port() == 0 {
             self.desk.counters.add(Count::Dropped, 1);
@@ -196,7 +200,7 @@ impl Server {
         self.desk.counters.add(counted, 1);
         if !self.reply.is_empty() {
             self.outbox
-                .push_datagram(&self.reply, from, self.place.address);
+                .push_datagram(&self.reply, from, self.place.front.address);
         }
     }
 

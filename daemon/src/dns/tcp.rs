@@ -35,7 +35,7 @@ const BACKLOG: i32 = 128;
 
 /// Opens the listening socket of a place.
 pub(super) fn open(place: &Place) -> anyhow::Result<TcpListener> {
-    let at = SocketAddrV4::new(place.address, PORT);
+    let at = SocketAddrV4::new(place.front.address, PORT);
     let open = || {
         let socket = Socket::new(
             Domain::IPV4,
@@ -63,7 +63,7 @@ pub(super) async fn run(place: Arc<Place>, listener: TcpListener, desk: Arc<Desk
             Ok(_) => continue,
             Err(error) => {
                 // Out of files, most likely: those there are end by themselves.
-                debug!(address = %place.address, %error, "accepting a DNS connection failed");
+                debug!(address = %place.front.address, %error, "accepting a DNS connection failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }

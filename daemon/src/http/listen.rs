@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use ipnet::Ipv4Net;
 use netboot::net::LinkName;
 use netboot::site::Site;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -20,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::{Counters, Origin, Parts, Seat, Server};
-use crate::link::Links;
+use crate::link::{Links, met_at};
 use crate::presence::{AbortOnDrop, Attend, Faults, Presence};
 use crate::probe::talos::sink::{self, Sink};
 
@@ -161,30 +160,12 @@ fn wanted(site: &Site, links: &Links, ports: super::Ports) -> (BTreeSet<Place>, 
     let events = sink::is_wanted(site.spec());
     for network in site.spec().networks() {
         let name = &network.link;
-        let Some(link) = links.get(name.as_str()) else {
-            faults.insert(
-                name.clone(),
-                format!("there is no link {name}; it is served as soon as it appears"),
-            );
-            continue;
-        };
-        // A relayed network has no address of ours in it: its machines reach the link's own.
-        let address = match (
-            Ipv4Net::new(network.subnet.network(), network.subnet.prefix()),
-            network.relayed,
-        ) {
-            (Ok(subnet), false) => link.address_in(subnet),
-            _ => link.addresses.first().map(Ipv4Net::addr),
-        };
-        let Some(address) = address else {
-            faults.insert(
-                name.clone(),
-                format!(
-                    "link {name} has no address in {}; give it one",
-                    network.subnet
-                ),
-            );
-            continue;
+        let (link, address) = match met_at(site.spec(), links, name) {
+            Ok(met) => met,
+            Err(fault) => {
+                faults.insert(name.clone(), fault);
+                continue;
+            }
         };
         let events = events.then_some((ports.events, Door::Events));
         let boot = [(ports.plain, Door::Plain), (ports.tls, Door::Tls)];

@@ -42,7 +42,7 @@ pub(super) fn servers(scene: &Scene) -> BTreeSet<Ipv4Addr> {
     let spec = &scene.spec;
     scene
         .networks()
-        .flat_map(|network| match scene.address_in(network) {
+        .flat_map(|network| match scene.our_address(network) {
             Some(ours) => spec.time_servers(network, ours),
             None => network.ntp.clone(),
         })

@@ -134,7 +134,7 @@ async fn names(
     let Some(network) = scene.spec.network(&spec.network) else {
         return Vec::new();
     };
-    let ours = scene.address_in(network);
+    let ours = scene.our_address(network);
     let servers = match ours {
         Some(ours) => scene.spec.dns_servers(network, ours),
         None => network.dns.clone(),

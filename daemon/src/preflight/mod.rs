@@ -42,7 +42,7 @@ use tokio::task::JoinSet;
 
 use crate::elsewhere::{self, Finding, Question, State};
 use crate::http::Ports;
-use crate::link::Links;
+use crate::link::{Links, met_at};
 
 pub use check::{Check, Id, Outcome};
 pub use cluster::Focus;
@@ -102,10 +102,10 @@ impl Scene {
         self.spec.networks().filter(matters)
     }
 
-    /// The bastion's own address in a network.
-    fn address_in(&self, network: &Network) -> Option<Ipv4Addr> {
-        let link = self.links.get(network.link.as_str())?;
-        link.address_in(network.subnet.net())
+    /// The bastion's own address that a network's machines meet.
+    fn our_address(&self, network: &Network) -> Option<Ipv4Addr> {
+        let (_, address) = met_at(&self.spec, &self.links, &network.link).ok()?;
+        Some(address)
     }
 }
 

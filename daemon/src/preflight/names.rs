@@ -80,7 +80,7 @@ pub(super) fn servers(scene: &Scene) -> Vec<Server> {
     let spec = &scene.spec;
     let mode = spec.dns().mode;
     let servers = scene.networks().flat_map(|network| {
-        let addresses = match scene.address_in(network) {
+        let addresses = match scene.our_address(network) {
             Some(ours) => spec.dns_servers(network, ours),
             None => network.dns.clone(),
         };
