@@ -148,14 +148,15 @@ async fn serve(place: Front, socket: UdpSocket, counters: Arc<Counters>) {
         if budget.0 != second {
             budget = (second, 0);
         }
-        budget.1 += 1;
         let source = *from.ip();
         let ours =
             source == place.address || place.clients.iter().any(|subnet| subnet.contains(source));
-        if !ours || from.port() == 0 || budget.1 > ANSWERS_PER_SECOND {
+        if !ours || from.port() == 0 || budget.1 >= ANSWERS_PER_SECOND {
             count(&counters.ignored);
             continue;
         }
+        // Only now: what strangers send must not use up what machines get.
+        budget.1 += 1;
         let clock = sys::clock().unwrap_or(Clock {
             synchronised: false,
             leap: netboot::ntp::Leap::None,
