@@ -31,7 +31,7 @@ use tracing::info;
 
 use crate::controller::Controller;
 use crate::link::{Front, Links, fronts};
-use crate::presence::{Attend, Faults, Presence};
+use crate::presence::{AbortOnDrop, Attend, Faults, Presence};
 pub(crate) use book::names;
 use forward::Forwarder;
 use serve::Desk;
@@ -134,12 +134,11 @@ struct Opener {
 struct Running {
     stop: Arc<EventFd>,
     thread: Option<std::thread::JoinHandle<()>>,
-    tcp: JoinHandle<()>,
+    tcp: AbortOnDrop,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.tcp.abort();
         // An eventfd takes a write until its counter overflows, which one write does not do.
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take() {
@@ -175,13 +174,19 @@ impl Attend for Opener {
         Ok(Running {
             stop,
             thread: Some(thread),
-            tcp: tokio::spawn(tcp),
+            tcp: AbortOnDrop(tokio::spawn(tcp)),
         })
     }
 
     fn is_alive(running: &Running) -> bool {
         let thread = running.thread.as_ref();
-        thread.is_some_and(|thread| !thread.is_finished()) && !running.tcp.is_finished()
+        thread.is_some_and(|thread| !thread.is_finished()) && running.tcp.is_alive()
+    }
+
+    async fn end(mut running: Running) {
+        running.tcp.end().await;
+        // The thread ends as this is dropped, which waits for it.
+        drop(running);
     }
 }
 

@@ -119,6 +119,10 @@ impl Attend for Opener {
     fn is_alive(running: &AbortOnDrop) -> bool {
         running.is_alive()
     }
+
+    async fn end(mut running: AbortOnDrop) {
+        running.end().await;
+    }
 }
 
 fn open(address: Ipv4Addr) -> io::Result<UdpSocket> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   links, site --wanted--> places --minus what runs--> open: the place is served, or has a fault
-//!                                  --what runs, minus--> dropped, and with it its sockets
+//!                                  --what runs, minus--> ended first, and with it its sockets
 //! ```
 //!
 //! Links come, go and change address while the daemon runs, and a reload may name others. A place that can't be had (the
@@ -49,6 +49,12 @@ pub(crate) trait Attend: Send + 'static {
 
     /// Whether it still serves; one that ended by itself is opened again.
     fn is_alive(running: &Self::Running) -> bool;
+
+    /// Ends it, and returns when its sockets are closed: the next may want the same port.
+    fn end(running: Self::Running) -> impl Future<Output = ()> + Send {
+        drop(running);
+        std::future::ready(())
+    }
 }
 
 /// A task that ends with this value.
@@ -58,6 +64,13 @@ pub(crate) struct AbortOnDrop(pub(crate) JoinHandle<()>);
 impl AbortOnDrop {
     pub(crate) fn is_alive(&self) -> bool {
         !self.0.is_finished()
+    }
+
+    /// Ends it, and returns when everything that it held is gone; an aborted task alone is gone some time later.
+    pub(crate) async fn end(&mut self) {
+        self.0.abort();
+        // How it ended is nobody's business any more.
+        let _ = (&mut self.0).await;
     }
 }
 
@@ -132,7 +145,7 @@ impl<Server: Attend> Follower<Server> {
         let mut look = tokio::time::interval(LOOK_AT_SITE);
         loop {
             let known = Arc::clone(&links.borrow_and_update());
-            self.converge(&known);
+            self.converge(&known).await;
             tokio::select! {
                 changed = links.changed() => if changed.is_err() { return },
                 _ = look.tick() => {}
@@ -140,11 +153,20 @@ impl<Server: Attend> Follower<Server> {
         }
     }
 
-    fn converge(&mut self, links: &Links) {
+    async fn converge(&mut self, links: &Links) {
         let (wanted, mut faults) = self.server.wanted(links);
+        let stays = |(place, running): &(Server::Place, Server::Running)| {
+            wanted.contains(place) && Server::is_alive(running)
+        };
+        let (stay, go) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition(stays);
+        self.running = stay;
         // First: a place that takes over an address of one that is gone finds it free.
-        self.running
-            .retain(|(place, running)| wanted.contains(place) && Server::is_alive(running));
+        let go: Vec<(Server::Place, Server::Running)> = go;
+        for (_, running) in go {
+            Server::end(running).await;
+        }
         for place in wanted {
             if self.running.iter().any(|(served, _)| *served == place) {
                 continue;

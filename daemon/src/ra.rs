@@ -133,6 +133,10 @@ impl Attend for Opener {
     fn is_alive(running: &AbortOnDrop) -> bool {
         running.is_alive()
     }
+
+    async fn end(mut running: AbortOnDrop) {
+        running.end().await;
+    }
 }
 
 fn wanted(site: &Site, links: &Links) -> Vec<Place> {

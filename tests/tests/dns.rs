@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -531,6 +531,51 @@ fn a_port_that_is_taken_is_told_and_taken_when_it_is_free() {
             &[INSIDE, "+short", "+time=1", "node-1.lab.example"],
         ) == "10.107.0.11"
     });
+}
+
+#[test]
+fn a_reload_that_admits_more_clients_keeps_every_port_while_questions_are_under_way() {
+    let world = World::new("203.0.113.53");
+    // It hears and says nothing, so a question stays under way for seconds.
+    let _silent = world
+        .outside
+        .run(|| UdpSocket::bind("203.0.113.53:53").expect("a free port"));
+    let bastion = world.bastion();
+    world.machine.ip("addr add 10.109.0.5/32 dev eth0");
+    world.lab.netns.ip("route add 10.109.0.5/32 dev eth1");
+    let far = || {
+        dig(
+            &world.machine,
+            &["-b", "10.109.0.5", INSIDE, "+short", "node-1.lab.example"],
+        )
+    };
+    assert_eq!(far(), "", "it is no client yet");
+    let site = SITE.replace("FORWARD", "203.0.113.53").replace(
+        "dns:\n",
+        "  - { name: far, link: eth1, subnet: 10.109.0.0/24, relayed: true, router: 10.109.0.1 }\ndns:\n",
+    );
+    fs::write(bastion.site.join("site.yaml"), site).expect("written");
+    let asking = ["one", "two"].map(|name| {
+        let mut command = process::command("dig");
+        command.args([
+            INSIDE,
+            "+tries=1",
+            "+time=6",
+            &format!("{name}.example.org"),
+        ]);
+        world.machine.start(&world.lab.timeline, "dig", command)
+    });
+    bastion.client(&["reload"]);
+    until("the new network to be served", LIMIT, || {
+        let served = far() == "10.107.0.11";
+        // The port is closed and opened in less time than a dig takes to start.
+        let near = || dig(&world.machine, &[INSIDE, "+short", "node-1.lab.example"]);
+        assert!((0..3).any(|_| near() == "10.107.0.11"));
+        let status = bastion.client(&["status"]);
+        assert!(!status.contains("server running here"), "{status}");
+        served
+    });
+    drop(asking);
 }
 
 #[test]

@@ -247,7 +247,8 @@ impl Server {
             return Count::Limited;
         };
         let (bytes, from) = (datagram.bytes.to_vec(), datagram.from);
-        let (desk, socket) = (Arc::clone(&self.desk), Arc::clone(&self.socket));
+        // The socket is this place's: a question under way does not keep the port when the place is given up.
+        let (desk, socket) = (Arc::clone(&self.desk), Arc::downgrade(&self.socket));
         let servers = self.page.servers();
         self.runtime.spawn(async move {
             let _turn = turn;
@@ -255,6 +256,9 @@ impl Server {
                 return;
             };
             let kept = desk.forwarder.ask(&servers, &question).await;
+            let Some(socket) = socket.upgrade() else {
+                return;
+            };
             let mut reply = Vec::with_capacity(PACKET_MAX);
             kept.write(&question, 0, question.datagram_max(), &mut reply);
             if let Err(error) = socket.send_to(&reply, &from.into()) {

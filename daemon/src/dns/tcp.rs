@@ -15,6 +15,7 @@ use netboot::zone::packet::{Code, Question, Unanswerable, refuse};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -54,9 +55,10 @@ pub(super) fn open(place: &Place) -> anyhow::Result<TcpListener> {
 
 type Sources = Arc<Mutex<HashMap<Ipv4Addr, usize>>>;
 
-/// Accepts until it is aborted.
+/// Accepts until it is aborted, and with it every connection: who a client is may be said anew then.
 pub(super) async fn run(place: Arc<Place>, listener: TcpListener, desk: Arc<Desk>) {
     let sources = Sources::default();
+    let mut conversations = JoinSet::new();
     loop {
         let (stream, from) = match listener.accept().await {
             Ok((stream, SocketAddr::V4(from))) => (stream, from),
@@ -68,12 +70,13 @@ pub(super) async fn run(place: Arc<Place>, listener: TcpListener, desk: Arc<Desk
                 continue;
             }
         };
+        while conversations.try_join_next().is_some() {}
         let Some(seat) = Seat::take(&sources, *from.ip()) else {
             desk.counters.add(Count::Limited, 1);
             continue;
         };
         let (place, desk) = (Arc::clone(&place), Arc::clone(&desk));
-        tokio::spawn(async move {
+        conversations.spawn(async move {
             let _seat = seat;
             if let Err(error) = converse(&place, stream, *from.ip(), &desk).await {
                 debug!(%from, %error, "a DNS connection ended");

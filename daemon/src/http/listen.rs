@@ -131,6 +131,10 @@ impl Attend for Opener {
     fn is_alive(running: &AbortOnDrop) -> bool {
         running.is_alive()
     }
+
+    async fn end(mut running: AbortOnDrop) {
+        running.end().await;
+    }
 }
 
 /// As many connections as there are descriptors for: each may hold a socket and a file.
