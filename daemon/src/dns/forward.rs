@@ -259,7 +259,12 @@ fn request(query: &Query, question: &Question<'_>) -> DnsRequest {
 
 /// A reply's records as bytes behind a question of the same length, whose name they may point to.
 fn keep(query: &Query, question: &Question<'_>, mut message: Message) -> Result<Kept, String> {
-    let positive = !message.answers.is_empty();
+    // Aliases alone lead to a name that does not exist, or has nothing of this type (RFC 2308, sections 2.1 and 2.2).
+    let kind = query.query_type();
+    let positive = message
+        .answers
+        .iter()
+        .any(|record| kind == RecordType::ANY || record.record_type() == kind);
     let authentic = message.metadata.authentic_data;
     let code = message.metadata.response_code;
     let code = if code == ResponseCode::NoError {
@@ -297,4 +302,79 @@ fn keep(query: &Query, question: &Question<'_>, mut message: Message) -> Result<
     };
     Kept::read(&bytes, question.raw().len(), code, authentic, longest)
         .ok_or_else(|| "the reply is too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::Record;
+    use hickory_proto::rr::rdata::{A, CNAME, SOA};
+
+    use super::*;
+
+    const ALIAS: &str = "alias.example.org.";
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn alias() -> Record {
+        let data = RData::CNAME(CNAME(name("target.example.org.")));
+        Record::from_rdata(name(ALIAS), 3000, data)
+    }
+
+    fn soa(minimum: u32) -> Record {
+        let (server, person) = (name("ns.example.org."), name("admin.example.org."));
+        let data = SOA::new(server, person, 1, 2, 3, 4, minimum);
+        Record::from_rdata(name("example.org."), 2000, RData::SOA(data))
+    }
+
+    /// The answers, the authorities and the seconds that a reply with these records is kept for.
+    fn kept(
+        kind: RecordType,
+        code: ResponseCode,
+        answers: Vec<Record>,
+        authorities: Vec<Record>,
+    ) -> ([u16; 2], u32) {
+        let mut packet =
+            b"\x12\x34\x01\x00\0\x01\0\0\0\0\0\0\x05alias\x07example\x03org\0".to_vec();
+        packet.extend(u16::from(kind).to_be_bytes());
+        packet.extend([0, 1]);
+        let question = Question::parse(&packet).unwrap();
+        let query = read_query(question.raw()).unwrap();
+        let mut message = Message::new(0, MessageType::Response, OpCode::Query);
+        message.metadata.response_code = code;
+        (message.answers, message.authorities) = (answers, authorities);
+        let kept = keep(&query, &question, message).unwrap();
+        let mut reply = Vec::new();
+        kept.write(&question, 0, 1232, &mut reply);
+        let count = |at: usize| u16::from_be_bytes([reply[at], reply[at + 1]]);
+        ([count(6), count(8)], kept.seconds)
+    }
+
+    #[test]
+    fn an_alias_that_leads_to_nothing_is_kept_no_longer_than_its_zone_says_and_says_why() {
+        for code in [ResponseCode::NXDomain, ResponseCode::NoError] {
+            let told = kept(RecordType::A, code, vec![alias()], vec![soa(30)]);
+            assert_eq!(told, ([1, 1], 30), "{code}");
+            let long = kept(RecordType::A, code, vec![alias()], vec![soa(1000)]);
+            assert_eq!(long, ([1, 1], 1000), "{code}");
+            let unsaid = kept(RecordType::A, code, vec![alias()], vec![]);
+            assert_eq!(unsaid, ([1, 0], 0), "{code}");
+        }
+    }
+
+    #[test]
+    fn an_alias_that_leads_somewhere_or_was_asked_for_is_kept_for_its_time() {
+        let target = Record::from_rdata(
+            name("target.example.org."),
+            500,
+            RData::A(A::new(192, 0, 2, 1)),
+        );
+        let whole = vec![alias(), target];
+        let fine = ResponseCode::NoError;
+        let told = kept(RecordType::A, fine, whole, vec![soa(30)]);
+        assert_eq!(told, ([2, 0], 500));
+        let told = kept(RecordType::CNAME, fine, vec![alias()], vec![soa(30)]);
+        assert_eq!(told, ([1, 0], 3000));
+    }
 }
