@@ -23,6 +23,7 @@ use tests::process::{self, Process};
 const LIMIT: Duration = Duration::from_secs(20);
 const INSIDE: &str = "@10.107.0.1";
 const OUTSIDE: &str = "@203.0.113.1";
+const REFUSER: &str = "203.0.113.54";
 const SITE: &str = "site: lab
 networks:
   - { name: provisioning, link: eth1, subnet: 10.107.0.0/24, domain: lab.example }
@@ -58,6 +59,7 @@ impl World {
         machine.ip("route add default via 10.107.0.1");
         outside.ip("addr add 203.0.113.9/24 dev eth0");
         outside.ip("addr add 203.0.113.53/24 dev eth0");
+        outside.ip(&format!("addr add {REFUSER}/24 dev eth0"));
         outside.ip("route add 10.107.0.0/24 via 203.0.113.1");
         let site = lab.path("made");
         fs::create_dir_all(site.join("profiles")).expect("a site directory");
@@ -83,6 +85,22 @@ impl World {
             dig(&self.machine, &[INSIDE, "+short", "node-1.lab.example"]) == "10.107.0.11"
         });
         bastion
+    }
+
+    /// A fake: a server that refuses every question at once.
+    fn refuser(&self) {
+        let socket = self
+            .outside
+            .run(|| UdpSocket::bind((REFUSER, 53)).expect("a free port"));
+        std::thread::spawn(move || {
+            let mut packet = [0; 1500];
+            while let Ok((length, from)) = socket.recv_from(&mut packet) {
+                // QR, and the code REFUSED.
+                packet[2] |= 0x80;
+                packet[3] = 5;
+                let _ = socket.send_to(&packet[..length], from);
+            }
+        });
     }
 
     fn dnsmasq(&self) -> Process {
@@ -394,6 +412,35 @@ fn a_dead_server_beside_a_living_one_costs_nobody_an_answer() {
         let said = dig(&world.machine, &[INSIDE, "+short", name]);
         assert!(said.ends_with("198.51.100.80"), "{name}: {said}");
     }
+}
+
+#[test]
+fn a_server_that_refuses_at_once_beside_one_that_knows_costs_nobody_an_answer() {
+    let world = World::new(&format!("{REFUSER}, 203.0.113.53"));
+    world.refuser();
+    let _bastion = world.bastion();
+    let _dnsmasq = world.dnsmasq();
+    for number in 0..10 {
+        let name = format!("nobody{number}.example.org");
+        let said = head(&world.machine, &[INSIDE, &name]);
+        assert_eq!(said, "NXDOMAIN qr rd ra", "{name}");
+    }
+    let said = dig(&world.machine, &[INSIDE, "+short", "www.example.org"]);
+    assert_eq!(said, "198.51.100.80");
+}
+
+#[test]
+fn what_servers_said_is_forgotten_with_them() {
+    let world = World::new("203.0.113.53");
+    world.refuser();
+    let bastion = world.bastion();
+    let _dnsmasq = world.dnsmasq();
+    let ask = || head(&world.machine, &[INSIDE, "www.example.org"]);
+    assert_eq!(ask(), "NOERROR qr rd ra");
+    let site = SITE.replace("FORWARD", REFUSER);
+    fs::write(bastion.site.join("site.yaml"), site).expect("written");
+    bastion.client(&["reload"]);
+    assert_eq!(ask(), "SERVFAIL qr rd ra");
 }
 
 #[test]

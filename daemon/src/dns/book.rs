@@ -101,7 +101,7 @@ impl Page {
     }
 
     /// The servers that know the names of others.
-    pub(super) fn servers(&self) -> Vec<SocketAddr> {
-        self.source.dns().forward.clone()
+    pub(super) fn servers(&self) -> &[SocketAddr] {
+        &self.source.dns().forward
     }
 }

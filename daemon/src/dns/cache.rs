@@ -83,11 +83,6 @@ impl Cache {
             self.young_size = self.young_size.saturating_sub(before.reply.size());
         }
     }
-
-    /// Forgets everything.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! Names that aren't ours, asked of the servers that the site names, for machines on provisioning links.
 //!
 //! hickory's pool speaks to the servers: a random port and a random mix of cases for each question, TCP where an answer
-//! is too long, two servers at once, the quicker ones first. What comes back is kept as the bytes it is sent as.
+//! is too long, two servers at once, the quicker ones first. Its first word is final, also where it is that a server won't
+//! or can't say: then each is asked by itself. What comes back is kept as the bytes it is sent as, with the servers who
+//! said it: where the site names others, nothing of the old ones is told any more.
 //!
 //! All who ask the same at one time wait for one question. The pool sees to that for as long as it waits itself; who comes
 //! between its answer and our keeping it would ask again, so the last word on who waits for whom is ours.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_lite::StreamExt;
@@ -23,12 +25,14 @@ use hickory_server::resolver::config::{NameServerConfig, ResolverOpts};
 use hickory_server::resolver::{NameServerPool, PoolContext, TlsConfig};
 use netboot::zone::packet::{Code, DATAGRAM_MAX, Kept, Question};
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::cache::{self, Cache, Entry, Key};
 
-/// How long the servers have for one try; clients ask again after five seconds.
+/// How long the servers have for one try, and for all: clients ask again after five seconds.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
+const ANSWERS_TIME: Duration = Duration::from_secs(5);
 const TRIES: usize = 2;
 /// Questions under way at once, and those of one machine.
 const UNDER_WAY_MAX: usize = 2048;
@@ -43,17 +47,25 @@ type Pool = NameServerPool<TokioRuntimeProvider>;
 
 /// Asks other servers, and remembers what they said.
 pub(super) struct Forwarder {
-    cache: Mutex<Cache>,
-    servers: Mutex<Option<Servers>>,
-    /// Taken before the cache's lock.
-    asking: Mutex<HashMap<Key, Arc<OnceCell<Arc<Kept>>>>>,
+    /// Those that were asked last.
+    panel: Mutex<Arc<Panel>>,
     under_way: Mutex<UnderWay>,
 }
 
-#[derive(Clone)]
-struct Servers {
-    addresses: Vec<SocketAddr>,
-    pool: Pool,
+/// Some servers, and what they said.
+#[derive(Default)]
+struct Panel {
+    servers: Vec<SocketAddr>,
+    pools: OnceLock<Result<Pools, String>>,
+    cache: Mutex<Cache>,
+    /// Taken before the cache's lock.
+    asking: Mutex<HashMap<Key, Arc<OnceCell<Arc<Kept>>>>>,
+}
+
+struct Pools {
+    all: Pool,
+    /// Each server by itself.
+    each: Vec<Pool>,
 }
 
 #[derive(Default)]
@@ -71,16 +83,19 @@ pub(super) struct Turn {
 impl Forwarder {
     pub(super) fn new() -> Self {
         Self {
-            cache: Mutex::default(),
-            servers: Mutex::default(),
-            asking: Mutex::default(),
+            panel: Mutex::default(),
             under_way: Mutex::default(),
         }
     }
 
-    /// A reply that is kept, and its age in seconds.
-    pub(super) fn kept(&self, key: &Key, now: Instant) -> Option<(Arc<Kept>, u32)> {
-        lock(&self.cache).get(key, now)
+    /// A reply of these servers that is kept, and its age in seconds.
+    pub(super) fn kept(
+        &self,
+        servers: &[SocketAddr],
+        key: &Key,
+        now: Instant,
+    ) -> Option<(Arc<Kept>, u32)> {
+        self.panel(servers).kept(key, now)
     }
 
     /// Lets a machine's question be asked, unless it or all together have too many under way.
@@ -103,6 +118,28 @@ impl Forwarder {
 
     /// Asks the servers. The reply is kept, also that there is none.
     pub(super) async fn ask(&self, servers: &[SocketAddr], question: &Question<'_>) -> Arc<Kept> {
+        self.panel(servers).ask(question).await
+    }
+
+    /// These servers. Questions under way to others end with those, and so does what comes of them.
+    fn panel(&self, servers: &[SocketAddr]) -> Arc<Panel> {
+        let mut panel = lock(&self.panel);
+        if panel.servers != servers {
+            *panel = Arc::new(Panel {
+                servers: servers.to_vec(),
+                ..Panel::default()
+            });
+        }
+        Arc::clone(&panel)
+    }
+}
+
+impl Panel {
+    fn kept(&self, key: &Key, now: Instant) -> Option<(Arc<Kept>, u32)> {
+        lock(&self.cache).get(key, now)
+    }
+
+    async fn ask(&self, question: &Question<'_>) -> Arc<Kept> {
         let mut key = Key::new();
         cache::key(question, &mut key);
         let asked = {
@@ -117,7 +154,8 @@ impl Forwarder {
             key: &key,
         };
         let ask = async {
-            let reply = match self.ask_servers(servers, question).await {
+            let answered = timeout(ANSWERS_TIME, self.ask_servers(question));
+            let reply = match answered.await.unwrap_or_else(|late| Err(late.to_string())) {
                 Ok(reply) => reply,
                 Err(why) => {
                     debug!(%why, "no server answered");
@@ -134,73 +172,84 @@ impl Forwarder {
         reply
     }
 
-    async fn ask_servers(
-        &self,
-        servers: &[SocketAddr],
-        question: &Question<'_>,
-    ) -> Result<Kept, String> {
+    async fn ask_servers(&self, question: &Question<'_>) -> Result<Kept, String> {
         let query = read_query(question.raw()).ok_or("the question can't be said")?;
-        let pool = self.pool(servers)?;
+        let pools = self.pools.get_or_init(|| Pools::of(&self.servers));
+        let pools = pools.as_ref().map_err(Clone::clone)?;
         let mut last = String::new();
         for _ in 0..TRIES {
-            let request = request(&query, question);
-            let Some(answer) = pool.send(request).next().await else {
-                continue;
-            };
-            match answer {
-                Ok(response) => return keep(&query, question, response.into_message()),
-                Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => {
-                    let mut message = Message::new(0, MessageType::Response, OpCode::Query);
-                    message.metadata.response_code = nothing.response_code;
-                    message.authorities =
-                        nothing.authorities.as_deref().unwrap_or_default().to_vec();
-                    return keep(&query, question, message);
+            match ask_pool(&pools.all, &query, question).await {
+                Ok(message) => return keep(&query, question, message),
+                Err(error @ NetError::Dns(DnsError::ResponseCode(_))) => {
+                    debug!(%error, "each server is asked by itself");
+                    for pool in &pools.each {
+                        match ask_pool(pool, &query, question).await {
+                            Ok(message) => return keep(&query, question, message),
+                            Err(error) => last = error.to_string(),
+                        }
+                    }
+                    return Err(last);
                 }
                 Err(error) => last = error.to_string(),
             }
         }
         Err(last)
     }
+}
 
-    /// The pool of these servers; another one, and an empty cache, when they changed.
-    fn pool(&self, addresses: &[SocketAddr]) -> Result<Pool, String> {
-        let mut servers = lock(&self.servers);
-        if let Some(servers) = servers
-            .as_ref()
-            .filter(|known| known.addresses == addresses)
-        {
-            return Ok(servers.pool.clone());
-        }
+impl Pools {
+    fn of(servers: &[SocketAddr]) -> Result<Self, String> {
         let mut options = ResolverOpts::default();
         options.timeout = ANSWER_TIME;
         options.case_randomization = true;
         options.edns_payload_len = DATAGRAM_MAX;
         let tls = TlsConfig::new().map_err(|error| error.to_string())?;
         let context = Arc::new(PoolContext::new(options, tls));
-        let configs = addresses.iter().map(|address| {
-            let mut config = NameServerConfig::udp_and_tcp(address.ip());
-            for connection in &mut config.connections {
-                connection.port = address.port();
-            }
-            // They are asked for the whole world: that a name does not exist is their word to give.
-            config.trust_negative_responses = true;
-            config
-        });
-        let pool = Pool::from_config(configs, context, TokioRuntimeProvider::default());
-        if servers.is_some() {
-            lock(&self.cache).clear();
+        let pool = |servers: &[SocketAddr]| {
+            let configs = servers.iter().map(|address| {
+                let mut config = NameServerConfig::udp_and_tcp(address.ip());
+                for connection in &mut config.connections {
+                    connection.port = address.port();
+                }
+                // They are asked for the whole world: that a name does not exist is their word to give.
+                config.trust_negative_responses = true;
+                config
+            });
+            Pool::from_config(
+                configs,
+                Arc::clone(&context),
+                TokioRuntimeProvider::default(),
+            )
+        };
+        Ok(Self {
+            all: pool(servers),
+            each: servers.chunks(1).map(pool).collect(),
+        })
+    }
+}
+
+/// What a pool says first; that there is nothing is a reply too.
+async fn ask_pool(
+    pool: &Pool,
+    query: &Query,
+    question: &Question<'_>,
+) -> Result<Message, NetError> {
+    match pool.send(request(query, question)).next().await {
+        None => Err(NetError::NoConnections),
+        Some(Ok(response)) => Ok(response.into_message()),
+        Some(Err(NetError::Dns(DnsError::NoRecordsFound(nothing)))) => {
+            let mut message = Message::new(0, MessageType::Response, OpCode::Query);
+            message.metadata.response_code = nothing.response_code;
+            message.authorities = nothing.authorities.as_deref().unwrap_or_default().to_vec();
+            Ok(message)
         }
-        *servers = Some(Servers {
-            addresses: addresses.to_vec(),
-            pool: pool.clone(),
-        });
-        Ok(pool)
+        Some(Err(error)) => Err(error),
     }
 }
 
 /// Somebody waits for the answer to a question. The first who has it, or is gone, lets the next ask anew.
 struct Asking<'a> {
-    of: &'a Forwarder,
+    of: &'a Panel,
     key: &'a Key,
 }
 

@@ -234,7 +234,8 @@ impl Server {
             return refused(question, recursion, limit, &mut self.reply);
         }
         cache::key(question, &mut self.key);
-        if let Some((kept, age)) = self.desk.forwarder.kept(&self.key, now) {
+        let forwarder = &self.desk.forwarder;
+        if let Some((kept, age)) = forwarder.kept(page.servers(), &self.key, now) {
             kept.write(question, age, limit, &mut self.reply);
             return Count::Kept;
         }
@@ -249,7 +250,7 @@ impl Server {
         let (bytes, from) = (datagram.bytes.to_vec(), datagram.from);
         // The socket is this place's: a question under way does not keep the port when the place is given up.
         let (desk, socket) = (Arc::clone(&self.desk), Arc::downgrade(&self.socket));
-        let servers = self.page.servers();
+        let servers = self.page.servers().to_vec();
         self.runtime.spawn(async move {
             let _turn = turn;
             let Ok(question) = Question::parse(&bytes) else {

@@ -192,14 +192,14 @@ async fn answer(
     }
     let mut key = Key::new();
     cache::key(&question, &mut key);
-    if let Some((kept, age)) = desk.forwarder.kept(&key, Instant::now()) {
+    if let Some((kept, age)) = desk.forwarder.kept(page.servers(), &key, Instant::now()) {
         kept.write(&question, age, REPLY_MAX, reply);
         return Count::Kept;
     }
     let Some(_turn) = desk.forwarder.turn(source) else {
         return Count::Limited;
     };
-    let kept = desk.forwarder.ask(&page.servers(), &question).await;
+    let kept = desk.forwarder.ask(page.servers(), &question).await;
     kept.write(&question, 0, REPLY_MAX, reply);
     Count::Asked
 }
