@@ -10,7 +10,7 @@
 //! subnet are not: others may keep names there, so a name that we don't know is somebody else's to answer.
 //!
 //! Each side sees its own view. Inside are the provisioning links: everything. Outside are the links that the site
-//! names: `api` and `*.apps` of the clusters, under the addresses they have there, and nothing else; `api-int` and
+//! names: `api` and `*.apps` of the clusters, under the addresses where everybody meets them, and nothing else; `api-int` and
 //! the machines are never told there.
 
 mod index;
@@ -50,6 +50,8 @@ pub struct DnsSpec {
     pub records: BTreeMap<DomainName, Vec<IpAddr>>,
     /// Where the clusters' ports are balanced, if not by this bastion.
     pub balanced: Option<Balanced>,
+    /// Links at whose first address this bastion's balancer takes everybody's connections.
+    pub met_on: BTreeSet<LinkName>,
 }
 
 /// Where a balancer elsewhere takes the clusters' connections.
@@ -75,6 +77,7 @@ impl Default for DnsSpec {
             public: BTreeSet::new(),
             records: BTreeMap::new(),
             balanced: None,
+            met_on: BTreeSet::new(),
         }
     }
 }
@@ -153,7 +156,7 @@ pub struct Record {
 
 impl Names {
     /// What follows from a site. `serial` grows with each change; `inside` is the bastion's address in a network, and
-    /// `outside` are its addresses on public links; neither counts where another balancer takes the connections.
+    /// `outside` are those where it takes everybody's connections; neither counts where another balancer does.
     #[must_use]
     pub fn of(
         site: &Site,

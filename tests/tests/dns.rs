@@ -202,7 +202,14 @@ fn every_record_of_the_site_is_answered_to_machines_in_both_directions() {
 #[test]
 fn each_side_is_told_every_record_of_its_own_and_none_of_the_other_s() {
     let world = World::new("203.0.113.53");
+    // The balancer takes connections at a link's first address, so no other may be told.
+    world.lab.netns.ip("addr add 203.0.113.2/24 dev eth0");
+    let site = SITE.replace("FORWARD", "203.0.113.53");
     for (name, text) in [
+        (
+            "site.yaml",
+            &*format!("{site}balancer: {{ public: [eth0] }}\n"),
+        ),
         (
             "machines.yaml",
             &*format!(
@@ -242,6 +249,10 @@ fn each_side_is_told_every_record_of_its_own_and_none_of_the_other_s() {
         .map(|host| format!("{host}.okd.lab.example."));
     assert_eq!(names(0), [&*int, &api, &head, &ns, &apps]);
     assert_eq!(names(1), [&*api, &ns, &apps]);
+    for name in [api, apps] {
+        let told = &sides[1][&(name, "A".to_owned())];
+        assert_eq!(told, &BTreeSet::from(["203.0.113.1".to_owned()]));
+    }
     let all: BTreeSet<_> = sides.iter().flat_map(BTreeMap::keys).collect();
     for (side, client, server) in [(0, &world.machine, INSIDE), (1, &world.outside, OUTSIDE)] {
         for asked in &all {

@@ -54,7 +54,10 @@ pub(super) fn judge(given: &Given<file::Balancer>, site: &mut SiteFile, faults: 
         "name a link on which no machine boots: machines reach every port without it, and there 22623 would be public",
         faults,
     );
-    site.settings.public_links = links.into_iter().collect();
+    site.settings.public_links = links.iter().cloned().collect();
+    if site.settings.balancer.is_ours() {
+        site.dns.met_on = links;
+    }
     for (place, port) in proxy_protocol
         .value()
         .into_iter()

@@ -46,7 +46,9 @@ pub(super) fn judge(given: &Given<file::Dns>, networks: &[Network], faults: &Fau
             faults,
         ),
         records: addresses(records, faults),
+        // What follows from `balancer`, which is judged later.
         balanced: None,
+        met_on: BTreeSet::new(),
     };
     if let Some((place, _)) = forward.good()
         && spec.forward.len() > FORWARD_MAX

@@ -3,15 +3,17 @@
 //! Every server holds a page of it and compares two pointers a batch; the first that finds its page old makes the new
 //! zones, and the others take them. So a name is answered as soon as the site that has it is published.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use netboot::net::LinkName;
 use netboot::site::Site;
 use netboot::zone::{Names, Source, Zones};
 use tokio::sync::watch;
 
 use crate::controller::Controller;
-use crate::link::{Links, met_at};
+use crate::link::{Link, Links, met_at};
 
 /// Whose site the names follow from, and the newest page.
 pub(super) struct Book {
@@ -30,11 +32,21 @@ pub(super) struct Page {
 
 /// The names that follow from a site on these links.
 pub(crate) fn names(site: &Site, links: &Links) -> Names {
-    let public = site.spec().dns().public.iter();
-    let public = public.filter_map(|name| links.get(name.as_str()));
-    let outside: Vec<Ipv4Addr> = public
-        .flat_map(|link| link.addresses.iter().map(ipnet::Ipv4Net::addr))
-        .collect();
+    let dns = site.spec().dns();
+    let there = |names: &BTreeSet<LinkName>| -> Vec<&Link> {
+        let there = names.iter().filter_map(|name| links.get(name.as_str()));
+        there.collect()
+    };
+    let outside: Vec<Ipv4Addr> = if dns.met_on.is_empty() {
+        // Somebody leads connections from there to the clusters, if not the balancer.
+        let addresses = there(&dns.public)
+            .into_iter()
+            .flat_map(|link| &link.addresses);
+        addresses.map(ipnet::Ipv4Net::addr).collect()
+    } else {
+        let met = there(&dns.met_on).into_iter();
+        met.filter_map(Link::first_address).collect()
+    };
     let inside = |network: &netboot::spec::Network| {
         let (_, address) = met_at(site.spec(), links, &network.link).ok()?;
         Some(address)
