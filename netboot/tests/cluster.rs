@@ -441,9 +441,12 @@ fn a_config_stays_until_the_turn_of_its_machine() {
     ];
     let site = seated(spec(fleet(2), vec![cluster("prod", both)]));
     let (site, asker) = boots(&site, "m-01");
-    let asked = |site: &Site| match site.apply(Event::ConfigAsked(asker), NOW).outcome {
-        Outcome::Config(Err(withheld)) => withheld,
-        other => panic!("the config left: {other:?}"),
+    let asked = |site: &Site| {
+        let outcome = site.apply(Event::ConfigAsked(asker), NOW).outcome;
+        let Outcome::Config(Err(withheld)) = outcome else {
+            panic!("the config left: {outcome:?}");
+        };
+        withheld
     };
     // Its installer's set grew too old between its script and its config.
     let Event::Seen {
