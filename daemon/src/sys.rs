@@ -1,5 +1,5 @@
 //! The one room with `unsafe`: batches of datagrams, a link-layer socket address, a neighbour, a peer's groups, the
-//! clock's state, what of a stream arrived, accepting without a second call, descriptors that a service manager passed.
+//! clock's state, what of a stream arrived, what TCP knows of a peer, accepting without a second call, descriptors that a service manager passed.
 //!
 //! Nothing here decides anything. Each block says why it is sound; what it offers is safe to call
 //! with any arguments. The batches exist because one system call a packet costs more than all of
@@ -12,6 +12,7 @@ use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
 use netboot::ntp::{Clock, Leap};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -415,6 +416,48 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
     usize::try_from(count).map_err(io::Error::other)
 }
 
+/// What TCP knows of the other end of a connection (tcp(7), `TCP_INFO`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Packets under way to it that it has not acknowledged.
+    pub unacknowledged: u32,
+    /// Bytes for it that could not even be sent.
+    pub unsent: u32,
+    /// Bytes that it had room for when it spoke last; 0 where the kernel doesn't say, before Linux 5.4.
+    pub window: u32,
+    /// How long ago its last acknowledgement came.
+    pub silent: Duration,
+}
+
+/// What TCP knows of the other end of a connected socket.
+///
+/// # Errors
+/// What the kernel answered: `EOPNOTSUPP` for what is no TCP socket.
+pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
+    // SAFETY: `tcp_info` is plain old data, for which all zeroes is a valid value.
+    let mut info: libc::tcp_info = unsafe { zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the pointer and the length describe `info`, which outlives the call; an older kernel writes less of it.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Peer {
+        unacknowledged: info.tcpi_unacked,
+        unsent: info.tcpi_notsent_bytes,
+        window: info.tcpi_snd_wnd,
+        silent: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+    })
+}
+
 /// The Ethernet address that the kernel's neighbour table has for an address of a link, in the network namespace of
 /// this very thread (arp(7), `SIOCGARP`). `None` while there is no complete entry.
 ///
@@ -509,6 +552,7 @@ pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddrV4)> {
         SocketAddrV4::new(address, u16::from_be(peer.sin_port)),
     ))
 }
+
 /// Takes over the descriptors that a service manager passed (sd_listen_fds(3)), each with its name.
 #[must_use]
 pub fn adopt(passed: Vec<(RawFd, String)>) -> Vec<(String, OwnedFd)> {

@@ -6,6 +6,10 @@
 //!
 //! A short exchange costs what it takes and no more: the last ACK of the backend's handshake goes with the first bytes,
 //! the end of a direction goes with its last bytes, and where closing says the same nothing is shut down before.
+//!
+//! Ugly fact. Keepalive is silent while there is something to send, and TCP_USER_TIMEOUT, made for that, also ends the
+//! connection of a peer that acknowledges every probe but reads nothing, as a paused `oc logs -f | less` does (Linux,
+//! `tcp_probe_timer`). So we ask TCP ourselves what it heard of the two.
 
 use std::io::{self, ErrorKind, Read};
 use std::mem;
@@ -22,6 +26,7 @@ use nix::unistd::pipe2;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::pool::{Gate, Lease};
+use crate::sys::{self, Peer};
 
 /// Bytes of a direction that are copied before it is spliced.
 const COPIED: u64 = 128 << 10;
@@ -35,6 +40,13 @@ const TURN: usize = 512 << 10;
 const PIPES_KEPT: usize = 32;
 /// A flow this old is worth four system calls to find out when its backend has lost power.
 const LASTING: Duration = Duration::from_secs(3);
+/// A backend that lost power says nothing: half a minute, and its clients are told. A client may be on a bad network.
+const BACKEND_GONE: Duration = Duration::from_secs(30);
+pub(super) const CLIENT_GONE: Duration = Duration::from_secs(90);
+/// The same for a peer that had no room: Linux asks it ever more rarely, every two minutes at last (TCP_RTO_MAX).
+const FULL_GONE: Duration = Duration::from_secs(300);
+/// Between two looks at the peers of a lasting flow.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What all flows of one worker share.
 pub(super) struct Tools {
@@ -137,6 +149,8 @@ pub(super) struct Flow {
     /// When its backend must have answered.
     pub(super) deadline: Instant,
     lasting: bool,
+    /// When its peers were looked at, and whether one of them seemed gone.
+    looked: (Instant, bool),
     up: Half,
     down: Half,
     told: (u64, u64),
@@ -165,6 +179,7 @@ impl Flow {
             born: now,
             active: now,
             lasting: false,
+            looked: (now, false),
             // A client speaks first, as a rule.
             up: Half {
                 readable: true,
@@ -280,8 +295,11 @@ impl Flow {
         if !self.lasting && now.saturating_duration_since(self.born) >= LASTING {
             self.lasting = true;
             if let Some((backend, _)) = &self.backend {
-                let _ = keep_alive(backend);
+                let _ = keep_alive(backend, BACKEND_GONE);
             }
+        }
+        if self.lasting && self.is_dead(now) {
+            return false;
         }
         let limits = &self.gate.limits;
         let silent = now.saturating_duration_since(self.active);
@@ -294,6 +312,22 @@ impl Flow {
             .as_ref()
             .map(|(_, lease)| lease.target().left_for(now));
         silent < limit && left.flatten().is_none_or(|left| left < limits.drain)
+    }
+
+    /// One of its peers was gone at two looks in a row: what was sent just before the first was answered by the second.
+    fn is_dead(&mut self, now: Instant) -> bool {
+        let (looked, before) = self.looked;
+        if now.saturating_duration_since(looked) < LOOK {
+            return false;
+        }
+        let gone = |socket: &Socket, patience| {
+            sys::peer(socket).is_ok_and(|peer| is_gone(&peer, patience))
+        };
+        let backend = self.backend.as_ref();
+        let now_gone = gone(&self.client, CLIENT_GONE)
+            || backend.is_some_and(|(backend, _)| gone(backend, BACKEND_GONE));
+        self.looked = (now, now_gone);
+        before && now_gone
     }
 
     /// Adds to the listener's bytes what was moved since the last time.
@@ -483,14 +517,20 @@ fn connect(address: SocketAddrV4) -> io::Result<Socket> {
     }
 }
 
-/// A backend that lost power says nothing: half a minute, and its clients are told.
-pub(super) fn keep_alive(socket: &Socket) -> io::Result<()> {
+/// Has the kernel end a connection on which nothing is under way when its peer was silent for this long.
+pub(super) fn keep_alive(socket: &Socket, patience: Duration) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(15))
-        .with_interval(Duration::from_secs(5))
+        .with_time(patience / 2)
+        .with_interval(patience / 6)
         .with_retries(3);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(30)))
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// A peer has not answered for this long, and should have. One without room answers, too, when it is asked.
+fn is_gone(peer: &Peer, patience: Duration) -> bool {
+    let full = peer.unacknowledged == 0 || peer.window == 0;
+    let patience = if full { FULL_GONE } else { patience };
+    peer.unacknowledged.max(peer.unsent) > 0 && peer.silent > patience
 }
 
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -526,5 +566,44 @@ mod tests {
                          \xc0\x00\x02\x01\x0a\x6b\x00\x01\xdc\x04\x01\xbb";
         assert_eq!(bytes, expected);
         assert_eq!(local_header().len(), 16);
+    }
+
+    #[test]
+    fn a_silent_peer_is_gone_only_when_it_had_something_to_answer() {
+        let gone = |unacknowledged, unsent, window, silent| {
+            let silent = Duration::from_secs(silent);
+            let peer = Peer {
+                unacknowledged,
+                unsent,
+                window,
+                silent,
+            };
+            is_gone(&peer, BACKEND_GONE)
+        };
+        assert!(!gone(0, 0, 65_535, 3600), "idle, which is keepalive's");
+        assert!(!gone(3, 0, 65_535, 29), "on its way");
+        assert!(gone(3, 0, 65_535, 31), "without power");
+        assert!(!gone(0, 9000, 0, 121), "reads nothing, and is asked rarely");
+        assert!(!gone(3, 9000, 0, 121), "dropped what it had no memory for");
+        assert!(gone(0, 9000, 0, 301), "was paused, and lost power then");
+    }
+
+    #[test]
+    fn a_peer_that_reads_nothing_is_known_by_its_window_and_answers() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let at = listener.local_addr().expect("bound");
+        let writer = std::net::TcpStream::connect(at).expect("taken");
+        let (_reader, _) = listener.accept().expect("one");
+        writer.set_nonblocking(true).expect("a socket");
+        while io::Write::write(&mut &writer, &[0; 65_536]).is_ok() {}
+        let limit = Instant::now() + Duration::from_secs(10);
+        let full = |peer: &Peer| peer.unacknowledged == 0 && peer.unsent > 0;
+        let mut peer = sys::peer(&writer).expect("TCP");
+        while !full(&peer) && Instant::now() < limit {
+            std::thread::yield_now();
+            peer = sys::peer(&writer).expect("TCP");
+        }
+        assert!(full(&peer), "{peer:?}");
+        assert!(!is_gone(&peer, Duration::ZERO), "{peer:?}");
     }
 }

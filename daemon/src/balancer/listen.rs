@@ -3,12 +3,11 @@
 use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use netboot::net::LinkName;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::flow::keep_alive;
+use super::flow::{CLIENT_GONE, keep_alive};
 
 /// Connections that the kernel completes before a worker accepts them: some seconds' worth, for a restart.
 const BACKLOG: i32 = 4096;
@@ -37,6 +36,7 @@ pub(super) fn adopt(spot: &Spot, left: OwnedFd) -> Option<Socket> {
         return None;
     }
     tie(&socket, spot).ok()?;
+    prepare(&socket).ok()?;
     socket.set_nonblocking(true).ok()?;
     Some(socket)
 }
@@ -48,16 +48,22 @@ pub(super) fn tie(socket: &Socket, spot: &Spot) -> io::Result<()> {
     socket.bind_device(link)
 }
 
-/// Opens a spot. What is set on it, accepted connections inherit.
+/// What accepted connections inherit.
+fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    keep_alive(socket, CLIENT_GONE)?;
+    // One that an earlier version left may have it, and a client that reads nothing for a while would be cut off by it.
+    socket.set_tcp_user_timeout(None)
+}
+
+/// Opens a spot.
 pub(super) fn open(spot: &Spot) -> io::Result<Socket> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::IPV4, kind, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     tie(&socket, spot)?;
     socket.bind(&spot.at.into())?;
-    socket.set_tcp_nodelay(true)?;
-    keep_alive(&socket)?;
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(90)))?;
+    prepare(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket)
 }
