@@ -353,6 +353,11 @@ fn start_balancer(
     let (publish, wanted) = watch::channel(Arc::new(wishes.now()));
     let (limits, links, until) = (Limits::default(), wishes.links.clone(), stop.clone());
     let feed = wishes.follow(publish, stop.clone());
+    // Another engine finds the ports free, and nobody waits in a queue that is never served.
+    let mut inheritance = Inheritance::take();
+    if settings.balancer != BalancerEngine::Embedded {
+        inheritance.renounce();
+    }
     let balancer = match settings.balancer {
         BalancerEngine::Off | BalancerEngine::External => return Ok(Balancer::default()),
         BalancerEngine::Haproxy => {
@@ -363,7 +368,7 @@ fn start_balancer(
         }
         BalancerEngine::Embedded => {
             let act = "starting the balancer's threads";
-            let started = balancer::start(limits, Inheritance::take());
+            let started = balancer::start(limits, inheritance);
             let (balancer, balancing) = started.map_err(failed(act))?;
             let engine = balancing.run(wanted, links, until);
             tasks.spawn(named("the balancer", engine));

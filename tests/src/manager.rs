@@ -33,6 +33,12 @@ impl Manager {
         Self { notify, kept }
     }
 
+    /// Keeps a socket as if a process had left it.
+    pub fn leave(&self, name: &str, socket: OwnedFd) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.insert(name.to_owned(), socket);
+    }
+
     /// Starts a process with the sockets that the last one left.
     pub fn start(
         &self,

@@ -13,7 +13,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tests::balance::{Balancer, Engine, Wanted};
+use tests::bastion::reveille;
 use tests::lab::{Lab, until};
+use tests::manager::Manager;
 use tests::netns::Netns;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_balance");
@@ -558,6 +560,49 @@ fn who_has_the_port_is_named_and_waited_for_and_so_is_a_link() {
     balancer.until_up(API, &["m-11"]);
     let to = SocketAddrV4::new(PUBLIC, API);
     assert_eq!(site.user.run(move || request(to)), Ok(machine(11)));
+}
+
+#[test]
+fn another_engine_leaves_no_port_open_that_the_embedded_one_had() {
+    let lab = Lab::empty();
+    let site = lab.path("site");
+    let state = lab.path("state");
+    for directory in [&site, &state] {
+        std::fs::create_dir(directory).expect("a directory");
+    }
+    let text = "site: lab
+networks:
+  - { name: cluster, link: eth1, subnet: 10.107.0.0/24 }
+balancer: { engine: off }
+";
+    std::fs::write(site.join("site.yaml"), text).expect("a site");
+    let manager = Manager::new(&state);
+    let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, API);
+    let left = lab.netns.run(move || TcpListener::bind(at).expect("free"));
+    manager.leave(&format!("balancer-{}-{}", at.ip(), at.port()), left.into());
+    let connect = move || {
+        TcpStream::connect(at)
+            .map(drop)
+            .map_err(|error| error.kind())
+    };
+    assert_eq!(lab.netns.run(connect), Ok(()), "the kernel queues them");
+    let socket = lab.path("control.sock");
+    let path = |path: &std::path::Path| path.to_str().expect("paths are text").to_owned();
+    let program = [
+        "serve",
+        "--site",
+        &path(&site),
+        "--state",
+        &path(&state),
+        "--socket",
+    ];
+    let mut program = program.map(str::to_owned).to_vec();
+    program.insert(0, reveille().to_owned());
+    program.push(path(&socket));
+    let _daemon = manager.start(&lab.netns, &lab.timeline, "reveille", &program);
+    until("the daemon to close it", LIMIT, || {
+        lab.netns.run(connect) == Err(ErrorKind::ConnectionRefused)
+    });
 }
 
 /// The promises of every engine.
