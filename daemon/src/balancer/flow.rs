@@ -382,7 +382,7 @@ impl Half {
             if self.moved >= until {
                 return Ok(true);
             }
-            if self.moved < COPIED {
+            if self.moved < COPIED || self.urgent {
                 self.copy(from, to, tools)?;
             } else {
                 self.fill(from, tools)?;
@@ -483,7 +483,8 @@ impl Half {
             None => tools.pipe()?,
         };
         match splice(from, None, &pipe.write, None, PIPE, flags()) {
-            Ok(0) => self.ended = true,
+            // The end, or urgent data, at which it stops too: a read knows.
+            Ok(0) => self.urgent = true,
             Ok(count) => pipe.holds += count,
             Err(Errno::EAGAIN) => self.readable = false,
             Err(Errno::EINTR) => {}
