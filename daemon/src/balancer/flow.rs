@@ -262,10 +262,8 @@ impl Flow {
             return Turn::Done;
         };
         let up = self.up.pump(&self.client, backend, self.down.done, tools);
-        let down = match up {
-            Ok(_) => self.down.pump(backend, &self.client, self.up.done, tools),
-            Err(_) => Ok(false),
-        };
+        // Also when that failed: a backend that wants no more of a request may have answered before it closed.
+        let down = self.down.pump(backend, &self.client, self.up.done, tools);
         match (up, down) {
             (Ok(_), Ok(_)) if self.up.done && self.down.done => Turn::Done,
             (Ok(false), Ok(false)) => Turn::Waits,
