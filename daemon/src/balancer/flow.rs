@@ -151,6 +151,8 @@ pub(super) struct Flow {
     lasting: bool,
     /// When its peers were looked at, and whether one of them seemed gone.
     looked: (Instant, bool),
+    /// Waits for its next turn.
+    pub(super) queued: bool,
     up: Half,
     down: Half,
     told: (u64, u64),
@@ -180,6 +182,7 @@ impl Flow {
             active: now,
             lasting: false,
             looked: (now, false),
+            queued: false,
             // A client speaks first, as a rule.
             up: Half {
                 readable: true,

@@ -143,7 +143,7 @@ struct State {
     count: usize,
     /// Who waits for a backend, in the order of their deadlines.
     connecting: VecDeque<(Instant, u64)>,
-    /// Who can go on without a word of the kernel's.
+    /// Who can go on without a word of the kernel's, each once.
     unfinished: Vec<u64>,
     finish: Option<Instant>,
     /// Out of descriptors until then.
@@ -167,11 +167,16 @@ impl State {
                 }
             };
             let now = Instant::now();
+            // Those that become unfinished in this round have had their turn.
+            let unfinished = std::mem::take(&mut self.unfinished);
             for event in &events[..count] {
                 self.event(event.data(), event.events(), now);
             }
-            for token in std::mem::take(&mut self.unfinished) {
-                self.turn(token);
+            for token in unfinished {
+                if let Some(flow) = self.flow(token) {
+                    flow.queued = false;
+                    self.turn(token);
+                }
             }
             self.deadlines(now);
             if now.saturating_duration_since(swept) >= SWEEP {
@@ -384,6 +389,9 @@ impl State {
             }
         } else {
             flow.hears(side, flags);
+            if flow.queued {
+                return;
+            }
         }
         self.turn(token);
     }
@@ -396,7 +404,10 @@ impl State {
         let Some(flow) = &mut slot.flow else { return };
         match flow.turn(&mut self.tools) {
             Turn::Waits => {}
-            Turn::Unfinished => self.unfinished.push(token),
+            Turn::Unfinished => {
+                flow.queued = true;
+                self.unfinished.push(token);
+            }
             Turn::Done => self.end(token),
         }
     }
