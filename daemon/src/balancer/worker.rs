@@ -31,6 +31,8 @@ const EVENTS: usize = 256;
 const SWEEP: Duration = Duration::from_secs(1);
 /// How long accepting pauses when there are no descriptors left.
 const PAUSE: Duration = Duration::from_millis(50);
+/// A pause that comes sooner than this after another needs no word.
+const EPISODE: Duration = Duration::from_secs(60);
 
 /// Marks of what is no flow's.
 const BELL: u64 = u64::MAX;
@@ -80,6 +82,7 @@ impl Worker {
             unfinished: Vec::new(),
             finish: None,
             paused: None,
+            crowded: None,
             tools: Tools::new(),
         };
         let thread = std::thread::Builder::new()
@@ -148,6 +151,8 @@ struct State {
     finish: Option<Instant>,
     /// Out of descriptors until then.
     paused: Option<Instant>,
+    /// When that was found last.
+    crowded: Option<Instant>,
     tools: Tools,
 }
 
@@ -267,7 +272,10 @@ impl State {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if out_of_room(&error) => {
-                    warn!(at = %door.at, %error, "accepting pauses");
+                    let before = self.crowded.replace(now);
+                    if before.is_none_or(|before| now.saturating_duration_since(before) > EPISODE) {
+                        warn!(at = %door.at, %error, "accepting pauses, now and then");
+                    }
                     self.paused = Some(now + PAUSE);
                     for door in self.doors.values() {
                         let _ = self.epoll.delete(&*door.socket);
