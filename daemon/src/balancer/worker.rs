@@ -196,6 +196,9 @@ impl State {
                 .finish
                 .is_some_and(|until| self.count == 0 || until <= now)
             {
+                // A stream that is cut must not look whole.
+                let cut = self.flows.iter().filter_map(|slot| slot.flow.as_ref());
+                cut.for_each(|flow| flow.reset());
                 return;
             }
         }
