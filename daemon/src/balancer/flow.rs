@@ -401,6 +401,10 @@ impl Half {
             let written = self.write(to, &held);
             self.held = held;
             self.held.drain(..written?);
+            if self.held.is_empty() {
+                // Its room is a slow moment's, and a flow may live for hours.
+                self.held = Vec::new();
+            }
         }
         while let Some(pipe) = &mut self.pipe {
             if pipe.holds == 0 {
