@@ -85,6 +85,8 @@ enum Manner {
     Resets,
     /// Says what no client understands.
     Babbles,
+    /// Answers before it has read everything, and closes.
+    Refuses,
 }
 
 /// A machine's port, open until this is dropped.
@@ -146,6 +148,10 @@ fn behave(mut stream: TcpStream, at: SocketAddrV4, manner: Manner) {
         Manner::Hangs => while !matches!(stream.read(&mut bytes), Ok(0) | Err(_)) {},
         Manner::Resets => {
             let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+        Manner::Refuses => {
+            let _ = stream.read(&mut bytes);
+            let _ = stream.write_all(b"413");
         }
         Manner::Babbles => {
             let _ = stream.write_all(&[0xff; 64]);
@@ -560,6 +566,66 @@ fn who_has_the_port_is_named_and_waited_for_and_so_is_a_link() {
     balancer.until_up(API, &["m-11"]);
     let to = SocketAddrV4::new(PUBLIC, API);
     assert_eq!(site.user.run(move || request(to)), Ok(machine(11)));
+}
+
+#[test]
+fn streams_arrive_whole_or_are_known_to_be_cut() {
+    let site = site();
+    let mut balancer = Balancer::new(&site.lab, PROGRAM, Engine::Embedded);
+    let (private, others) = (SocketAddrV4::new(PRIVATE, API), [81, 82]);
+    let mut wanted = vec![api(&[11])];
+    for (last, port) in (12..).zip(others) {
+        let mut other = api(&[last]);
+        other.port = port;
+        wanted.push(other);
+    }
+    let _ports = [
+        serve(&site.machines, 11, Manner::Echoes),
+        serve(&site.machines, 12, Manner::Refuses),
+        serve(&site.machines, 13, Manner::Hangs),
+    ];
+    balancer.want(&wanted);
+    balancer.start();
+    balancer.until_up(API, &["m-11"]);
+    balancer.until_up(81, &["m-12"]);
+    balancer.until_up(82, &["m-13"]);
+    let connect = |port| {
+        let at = SocketAddrV4::new(*private.ip(), port);
+        let stream = site.machines.run(move || TcpStream::connect(at));
+        let stream = stream.expect("taken");
+        stream.set_read_timeout(Some(LIMIT)).expect("a limit");
+        stream
+    };
+    // Urgent data in the middle of what is spliced.
+    let mut stream = connect(API);
+    let part = vec![b'x'; 1 << 20];
+    stream.write_all(&part).expect("sent");
+    let urgent = socket2::SockRef::from(&stream).send_out_of_band(b"!");
+    assert_eq!(urgent.expect("sent"), 1);
+    stream.write_all(&part).expect("sent");
+    stream.shutdown(Shutdown::Write).expect("shut down");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("an answer");
+    // Urgent data is beside the stream, and nothing that we serve uses it.
+    assert_eq!(answer.len(), 2 * part.len());
+    // An answer that comes before the request was read.
+    for _ in 0..50 {
+        let mut stream = connect(81);
+        let _ = stream.write_all(&part);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert_eq!(answer, b"413");
+    }
+    // A stop in the middle of an answer.
+    let mut stream = connect(82);
+    stream.write_all(b"hello").expect("sent");
+    balancer.until("the connection to be given", |all| {
+        all.iter()
+            .any(|listener| listener.port == 82 && listener.connections == 1)
+    });
+    balancer.stop();
+    let cut = stream.read(&mut [0; 8]).map_err(|error| error.kind());
+    assert_eq!(cut, Err(ErrorKind::ConnectionReset));
 }
 
 #[test]

@@ -265,8 +265,17 @@ impl Flow {
             return Turn::Done;
         };
         let up = self.up.pump(&self.client, backend, self.down.done, tools);
-        // Also when that failed: a backend that wants no more of a request may have answered before it closed.
-        let down = self.down.pump(backend, &self.client, self.up.done, tools);
+        // Also when that failed: a backend that wants no more of a request may have answered before it broke off. Only an
+        // end that it sent itself is passed on then: writing has taken the error that a read would tell.
+        let other_done = match up {
+            Ok(_) => self.up.done,
+            Err(_) => {
+                // The kernel's word that there is something may still be on its way to us.
+                self.down.readable = true;
+                !(mem::take(&mut self.down.in_order) || self.down.ended)
+            }
+        };
+        let down = self.down.pump(backend, &self.client, other_done, tools);
         match (up, down) {
             (Ok(_), Ok(_)) if self.up.done && self.down.done => Turn::Done,
             (Ok(false), Ok(false)) => Turn::Waits,
