@@ -122,16 +122,26 @@ impl<'a> Balancer<'a> {
         let (netns, timeline) = (&self.lab.netns, &self.lab.timeline);
         self.process = Some(self.manager.start(netns, timeline, "balancer", &program));
         if self.engine == Engine::Haproxy && self.haproxy.is_none() {
-            let configuration = self.directory.join("haproxy.cfg");
-            until("a configuration", LIMIT, || configuration.exists());
-            let mut command = process::family("haproxy");
-            command
-                .args(["-W", "-db", "-S"])
-                .arg(self.directory.join("master.sock"));
-            command.arg("-f").arg(configuration);
-            let haproxy = self.lab.netns.start(&self.lab.timeline, "haproxy", command);
-            self.haproxy = Some(haproxy);
+            self.start_haproxy();
         }
+    }
+
+    /// Ends HAProxy and starts it again, as its unit does.
+    pub fn restart_haproxy(&mut self) {
+        self.haproxy.take().expect("it runs").kill();
+        self.start_haproxy();
+    }
+
+    fn start_haproxy(&mut self) {
+        let configuration = self.directory.join("haproxy.cfg");
+        until("a configuration", LIMIT, || configuration.exists());
+        let mut command = process::family("haproxy");
+        command
+            .args(["-W", "-db", "-S"])
+            .arg(self.directory.join("master.sock"));
+        command.arg("-f").arg(configuration);
+        let haproxy = self.lab.netns.start(&self.lab.timeline, "haproxy", command);
+        self.haproxy = Some(haproxy);
     }
 
     /// Asks it to stop, as the manager does, and waits until it did.

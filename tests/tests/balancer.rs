@@ -532,9 +532,7 @@ fn the_backend_is_told_who_the_client_is(engine: Engine) {
     assert_eq!(answer, expected);
 }
 
-#[test]
-fn who_has_the_port_is_named_and_waited_for_and_so_is_a_link() {
-    let engine = Engine::Embedded;
+fn who_has_the_port_is_named_and_waited_for_and_so_is_a_link(engine: Engine) {
     let site = site();
     let mut balancer = Balancer::new(&site.lab, PROGRAM, engine);
     let _up = serve(&site.machines, 11, Manner::Serves);
@@ -566,6 +564,22 @@ fn who_has_the_port_is_named_and_waited_for_and_so_is_a_link() {
     balancer.until_up(API, &["m-11"]);
     let to = SocketAddrV4::new(PUBLIC, API);
     assert_eq!(site.user.run(move || request(to)), Ok(machine(11)));
+}
+
+#[test]
+fn a_backend_comes_back_after_haproxy_began_anew_without_it() {
+    let site = site();
+    let mut balancer = Balancer::new(&site.lab, PROGRAM, Engine::Haproxy);
+    let _ports = [11, 12].map(|last| serve(&site.machines, last, Manner::Serves));
+    balancer.want(&[api(&[11, 12])]);
+    balancer.start();
+    balancer.until_up(API, &["m-11", "m-12"]);
+    balancer.want(&[api(&[11])]);
+    balancer.until_up(API, &["m-11"]);
+    balancer.restart_haproxy();
+    balancer.until_up(API, &["m-11"]);
+    balancer.want(&[api(&[11, 12])]);
+    balancer.until_up(API, &["m-11", "m-12"]);
 }
 
 #[test]
@@ -690,6 +704,7 @@ kept_by! { embedded, super::Engine::Embedded,
    a_private_port_is_closed_to_whoever_comes_by_another_link
    a_port_becomes_private_and_public_again_without_refusing_its_own
    the_backend_is_told_who_the_client_is
+   who_has_the_port_is_named_and_waited_for_and_so_is_a_link
 }
 kept_by! { haproxy, super::Engine::Haproxy,
    nobody_is_refused_while_backends_come_and_die_and_the_balancer_restarts
@@ -698,4 +713,5 @@ kept_by! { haproxy, super::Engine::Haproxy,
    a_private_port_is_closed_to_whoever_comes_by_another_link
    a_port_becomes_private_and_public_again_without_refusing_its_own
    the_backend_is_told_who_the_client_is
+   who_has_the_port_is_named_and_waited_for_and_so_is_a_link
 }

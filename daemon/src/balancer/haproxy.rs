@@ -6,17 +6,19 @@
 //! losing a connection: it passes its listening sockets on, and the old worker finishes what it has.
 //!
 //! Ugly facts. `reload` says nothing about how it went before HAProxy 2.7, so a configuration is put in place only after
-//! `haproxy -c` took it. One address that cannot be bound fails a whole configuration, so only places whose link is there
-//! are written.
+//! `haproxy -c` took it, and bears a fingerprint as its description, which HAProxy tells as long as it serves it. One address
+//! that cannot be bound fails a whole configuration, and HAProxy refuses connections everywhere for the two seconds in which
+//! it tries; so only places are written that are there and nobody else's, and what failed is tried again slowly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netboot::endpoint::{Balance, Listener, Probe};
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::Command;
@@ -24,9 +26,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::listen::Spot;
+use super::listen::{self, Spot};
 use super::pool::Limits;
-use super::{BackendStatus, Balancer, ListenerStatus, Totals, spot};
+use super::{BackendStatus, Balancer, ListenerStatus, Totals, said, spot};
 use crate::link::Links;
 
 /// Other backends that a connection is offered to. HAProxy leaves out only the one that it tried last, so two dead ones
@@ -35,6 +37,10 @@ const RETRIES: u8 = 10;
 const LOOK: Duration = Duration::from_secs(1);
 /// For an answer of HAProxy's: it answers at once or it hangs.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// For HAProxy to serve what it was told to read.
+const SETTLE: Duration = Duration::from_secs(5);
+/// Before it is told again what it did not take.
+const AGAIN: Duration = Duration::from_secs(60);
 /// Of an answer: some hundred backends.
 const ANSWER_MAX: u64 = 1 << 20;
 
@@ -46,10 +52,20 @@ struct Bound<'a> {
 }
 
 /// What a configuration says: everything but the servers, and the servers by proxy and name.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Written {
     frame: String,
     servers: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// That HAProxy was told to read its configuration.
+struct Told {
+    fingerprint: String,
+    at: Instant,
+    /// It was told before and didn't.
+    again: bool,
+    /// What HAProxy answered that is wrong, from 2.7.
+    alert: Option<String>,
 }
 
 /// Writes HAProxy's configuration and tells it who is in.
@@ -57,8 +73,9 @@ pub struct Haproxy {
     balancer: Balancer,
     directory: PathBuf,
     limits: Limits,
-    /// What HAProxy read last.
+    /// What HAProxy serves, if it is one of ours that we know.
     loaded: Option<Written>,
+    told: Option<Told>,
     fault: Option<String>,
 }
 
@@ -72,6 +89,7 @@ impl Haproxy {
             directory,
             limits,
             loaded: None,
+            told: None,
             fault: None,
         };
         (balancer, engine)
@@ -129,35 +147,54 @@ impl Haproxy {
             tokio::fs::rename(&beside, &path)
                 .await
                 .map_err(|e| said("writing", e))?;
-        } else if self.loaded.is_none() {
-            // HAProxy read it when it started, or was told to. Where it began beside us it may have read the one before.
-            let stat = self.ask("admin.sock", "show stat").await?;
-            if written.is_served(&rows(&stat)) {
-                self.loaded = Some(render(
-                    bound,
-                    &self.directory.display().to_string(),
-                    &self.limits,
+        }
+        let serving = fingerprint(&self.ask("admin.sock", "show info").await?);
+        if serving == Some(written.fingerprint()) {
+            // Told to read it, or started since it lies there.
+            self.loaded = Some(written.clone());
+        } else if serving != self.loaded.as_ref().map(Written::fingerprint) {
+            self.loaded = None;
+        }
+        if let Some(loaded) = &self.loaded {
+            self.set_states(loaded, &written).await?;
+            if loaded.holds(&written) {
+                self.told = None;
+                return Ok(());
+            }
+        }
+        self.reload(written.fingerprint()).await
+    }
+
+    /// Has HAProxy read its configuration, which it does not serve yet.
+    async fn reload(&mut self, fingerprint: String) -> Result<(), String> {
+        let before = self.told.as_ref();
+        let before = before.filter(|told| told.fingerprint == fingerprint);
+        if let Some(told) = before {
+            let waited = told.at.elapsed();
+            if waited < SETTLE && !told.again {
+                return Ok(());
+            }
+            if waited < AGAIN {
+                let alert = told.alert.as_deref().unwrap_or("it serves an older one");
+                return Err(format!(
+                    "HAProxy did not take its configuration: {alert}: see `journalctl -u reveille-haproxy`; it is told again"
                 ));
             }
         }
-        if self
-            .loaded
-            .as_ref()
-            .is_none_or(|loaded| !loaded.holds(&written))
-        {
-            self.ask("master.sock", "reload").await?;
-            info!("the balancer's HAProxy was told to read its configuration");
-            self.loaded = Some(written);
-            return Ok(());
-        }
-        self.set_states(&written).await
+        let again = before.is_some();
+        let answer = self.ask("master.sock", "reload").await?;
+        info!("the balancer's HAProxy was told to read its configuration");
+        self.told = Some(Told {
+            fingerprint,
+            at: Instant::now(),
+            again,
+            alert: alert(&answer).map(str::to_owned),
+        });
+        Ok(())
     }
 
     /// Those that left only finish what they have; those that came back are in again.
-    async fn set_states(&self, wanted: &Written) -> Result<(), String> {
-        let Some(loaded) = &self.loaded else {
-            return Ok(());
-        };
+    async fn set_states(&self, loaded: &Written, wanted: &Written) -> Result<(), String> {
         let mut commands = String::new();
         for (proxy, servers) in &loaded.servers {
             for server in servers.keys() {
@@ -169,9 +206,14 @@ impl Haproxy {
                 let _ = write!(commands, "set server {proxy}/{server} state {state};");
             }
         }
-        match commands.pop() {
-            Some(_) => self.ask("admin.sock", &commands).await.map(drop),
-            None => Ok(()),
+        if commands.pop().is_none() {
+            return Ok(());
+        }
+        let answer = self.ask("admin.sock", &commands).await?;
+        // What goes well is answered by empty lines.
+        match answer.split_whitespace().collect::<Vec<_>>().join(" ") {
+            words if words.is_empty() => Ok(()),
+            words => Err(format!("HAProxy does not take who is in: {words}")),
         }
     }
 
@@ -190,10 +232,7 @@ impl Haproxy {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        let alert = said
-            .lines()
-            .find(|line| line.contains("[ALERT]"))
-            .unwrap_or_default();
+        let alert = alert(&said).unwrap_or_default();
         Err(format!("haproxy -c refuses {}: {alert}", path.display()))
     }
 
@@ -234,7 +273,22 @@ impl Haproxy {
 }
 
 impl Written {
+    /// Tells it from every other.
+    fn fingerprint(&self) -> String {
+        let digest = Sha256::digest(self.body());
+        digest
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
     fn text(&self) -> String {
+        let described = format!("global\n    description {MARK}{}\n", self.fingerprint());
+        self.body().replacen("global\n", &described, 1)
+    }
+
+    fn body(&self) -> String {
         let mut text = String::new();
         for section in self.frame.split_inclusive("\n\n") {
             text.push_str(section.trim_end());
@@ -254,19 +308,6 @@ impl Written {
         text
     }
 
-    /// HAProxy has these listeners with these servers, and no others.
-    fn is_served(&self, rows: &Rows<'_>) -> bool {
-        let ours = |(proxy, servers): (&String, &BTreeMap<String, String>)| {
-            let servers = servers.keys().map(|server| (proxy.clone(), server.clone()));
-            servers.collect::<Vec<_>>()
-        };
-        let wanted: BTreeSet<(String, String)> = self.servers.iter().flat_map(ours).collect();
-        let sums = ["FRONTEND", "BACKEND"];
-        let theirs = rows.keys().filter(|(_, server)| !sums.contains(server));
-        let theirs = theirs.map(|(proxy, server)| ((*proxy).to_owned(), (*server).to_owned()));
-        wanted == theirs.collect()
-    }
-
     /// Everything of the other is here, and nothing but servers is here that is not there.
     fn holds(&self, other: &Self) -> bool {
         let servers = |(proxy, servers): (&String, &BTreeMap<String, String>)| {
@@ -279,10 +320,29 @@ impl Written {
     }
 }
 
+/// Before the fingerprint in a description.
+const MARK: &str = "reveille-";
+
+/// Of the configuration that HAProxy serves, by what `show info` says.
+fn fingerprint(info: &str) -> Option<String> {
+    let mark = format!("description: {MARK}");
+    let found = info.lines().find_map(|line| line.strip_prefix(&mark))?;
+    Some(found.trim().to_owned())
+}
+
+/// The first thing that HAProxy says is wrong.
+fn alert(said: &str) -> Option<&str> {
+    said.lines().find(|line| line.contains("[ALERT]"))
+}
+
 fn bound<'a>(listener: &'a Listener, links: &Links) -> Bound<'a> {
     let (mut spots, mut faults) = (Vec::new(), BTreeSet::new());
     for place in &listener.places {
-        match spot(place, listener, links) {
+        let free = |spot: Spot| match listen::try_bind(&spot) {
+            Ok(()) => Ok(spot),
+            Err(error) => Err(said(&spot, &error)),
+        };
+        match spot(place, listener, links).and_then(free) {
             Ok(spot) => spots.push(spot),
             Err(fault) => drop(faults.insert(fault)),
         }
@@ -450,28 +510,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_haproxy_read_is_told_from_what_lies_there_by_who_serves() {
+    fn what_haproxy_serves_is_known_by_its_description() {
+        let frame = render(&[], "/var/lib/reveille/haproxy", &Limits::default()).frame
+            + "listen lab-api-6443\n\n";
         let server = |name: &str| (name.to_owned(), format!("server {name} 10.107.0.11:6443"));
-        let servers = ["cp-1", "cp-2"].map(server).into();
-        let written = Written {
-            frame: String::new(),
-            servers: [("lab-api-6443".to_owned(), servers)].into(),
+        let of = |servers: &[&str]| Written {
+            frame: frame.clone(),
+            servers: [(
+                "lab-api-6443".to_owned(),
+                servers.iter().copied().map(server).collect(),
+            )]
+            .into(),
         };
-        let row = |server: &str| format!("lab-api-6443,{server},0\n");
-        let stat = |servers: &[&str]| -> String {
-            let served = servers.iter().map(|server| row(server));
-            ["# pxname,svname,qcur\n".to_owned()]
-                .into_iter()
-                .chain(served)
-                .collect()
-        };
-        for (there, wanted) in [
-            (&["FRONTEND", "cp-1", "cp-2", "BACKEND"][..], true),
-            (&["FRONTEND", "cp-1", "BACKEND"], false),
-            (&["FRONTEND", "cp-1", "cp-2", "cp-3", "BACKEND"], false),
-            (&[], false),
-        ] {
-            assert_eq!(written.is_served(&rows(&stat(there))), wanted, "{there:?}");
-        }
+        let (one, both) = (of(&["cp-1"]), of(&["cp-1", "cp-2"]));
+        assert_ne!(one.fingerprint(), both.fingerprint());
+        let line = both
+            .text()
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("description ").map(str::to_owned));
+        let info = format!(
+            "Name: HAProxy\ndescription: {}\nCurrConns: 0\n",
+            line.expect("one")
+        );
+        assert_eq!(fingerprint(&info), Some(both.fingerprint()));
+        assert_eq!(fingerprint("Name: HAProxy\ndescription: \n"), None);
     }
 }

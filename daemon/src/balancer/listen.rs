@@ -48,6 +48,15 @@ pub(super) fn tie(socket: &Socket, spot: &Spot) -> io::Result<()> {
     socket.bind_device(link)
 }
 
+/// Whether another process of this user could listen at a spot; one that shares its ports (SO_REUSEPORT) may do so already.
+pub(super) fn try_bind(spot: &Spot) -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    tie(&socket, spot)?;
+    socket.bind(&spot.at.into())
+}
+
 /// What accepted connections inherit.
 fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
