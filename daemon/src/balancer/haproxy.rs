@@ -367,7 +367,7 @@ fn render(bound: &[Bound<'_>], directory: &str, limits: &Limits) -> Written {
              global\n    stats socket {directory}/admin.sock mode 600 level admin expose-fd listeners\n    \
              maxconn {house}\n    hard-stop-after {drain}s\n\n\
              defaults\n    mode tcp\n    timeout connect {connect}ms\n    timeout client {idle}s\n    \
-             timeout server {idle}s\n    timeout client-fin {half}s\n    retries {RETRIES}\n    option redispatch 1\n    \
+             timeout server {idle}s\n    timeout client-fin {half}s\n    retries {RETRIES}\n    option redispatch 1\n    option allbackups\n    \
              option splice-auto\n    option clitcpka\n    option srvtcpka\n\n",
             house = limits.house,
             drain = limits.drain.as_secs(),
@@ -496,7 +496,8 @@ fn status(bound: &Bound<'_>, rows: &Rows<'_>, fault: Option<&str>) -> ListenerSt
             accepted: number("FRONTEND", "stot"),
             retried: number("BACKEND", "wretr"),
             unserved: number("BACKEND", "econ"),
-            crowded: number("FRONTEND", "dreq"),
+            // Where there are too many already, the kernel queues them: HAProxy closes none.
+            crowded: 0,
             expired: 0,
             bytes_in: number("FRONTEND", "bin"),
             bytes_out: number("FRONTEND", "bout"),
