@@ -6,10 +6,6 @@
 //!
 //! A short exchange costs what it takes and no more: the last ACK of the backend's handshake goes with the first bytes,
 //! the end of a direction goes with its last bytes, and where closing says the same nothing is shut down before.
-//!
-//! Ugly fact. Keepalive is silent while there is something to send, and TCP_USER_TIMEOUT, made for that, also ends the
-//! connection of a peer that acknowledges every probe but reads nothing, as a paused `oc logs -f | less` does (Linux,
-//! `tcp_probe_timer`). So we ask TCP ourselves what it heard of the two.
 
 use std::io::{self, ErrorKind, Read};
 use std::mem;
@@ -23,10 +19,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::sys::epoll::EpollFlags;
 use nix::unistd::pipe2;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
+use super::peer::{BACKEND_GONE, CLIENT_GONE, is_gone, keep_alive};
 use super::pool::{Gate, Lease};
-use crate::sys::{self, Peer};
 
 /// Bytes of a direction that are copied before it is spliced.
 const COPIED: u64 = 128 << 10;
@@ -40,11 +36,6 @@ const TURN: usize = 512 << 10;
 const PIPES_KEPT: usize = 32;
 /// A flow this old is worth four system calls to find out when its backend has lost power.
 const LASTING: Duration = Duration::from_secs(3);
-/// A backend that lost power says nothing: half a minute, and its clients are told. A client may be on a bad network.
-const BACKEND_GONE: Duration = Duration::from_secs(30);
-pub(super) const CLIENT_GONE: Duration = Duration::from_secs(90);
-/// The same for a peer that had no room: Linux asks it ever more rarely, every two minutes at last (TCP_RTO_MAX).
-const FULL_GONE: Duration = Duration::from_secs(300);
 /// Between two looks at the peers of a lasting flow.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -330,12 +321,9 @@ impl Flow {
         if now.saturating_duration_since(looked) < LOOK {
             return false;
         }
-        let gone = |socket: &Socket, patience| {
-            sys::peer(socket).is_ok_and(|peer| is_gone(&peer, patience))
-        };
         let backend = self.backend.as_ref();
-        let now_gone = gone(&self.client, CLIENT_GONE)
-            || backend.is_some_and(|(backend, _)| gone(backend, BACKEND_GONE));
+        let now_gone = is_gone(&self.client, CLIENT_GONE)
+            || backend.is_some_and(|(backend, _)| is_gone(backend, BACKEND_GONE));
         self.looked = (now, now_gone);
         before && now_gone
     }
@@ -532,22 +520,6 @@ fn connect(address: SocketAddrV4) -> io::Result<Socket> {
     }
 }
 
-/// Has the kernel end a connection on which nothing is under way when its peer was silent for this long.
-pub(super) fn keep_alive(socket: &Socket, patience: Duration) -> io::Result<()> {
-    let keepalive = TcpKeepalive::new()
-        .with_time(patience / 2)
-        .with_interval(patience / 6)
-        .with_retries(3);
-    socket.set_tcp_keepalive(&keepalive)
-}
-
-/// A peer has not answered for this long, and should have. One without room answers, too, when it is asked.
-fn is_gone(peer: &Peer, patience: Duration) -> bool {
-    let full = peer.unacknowledged == 0 || peer.window == 0;
-    let patience = if full { FULL_GONE } else { patience };
-    peer.unacknowledged.max(peer.unsent) > 0 && peer.silent > patience
-}
-
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// The PROXY protocol's header, version 2, for TCP over IPv4 (HAProxy, doc/proxy-protocol.txt, section 2.2).
@@ -581,44 +553,5 @@ mod tests {
                          \xc0\x00\x02\x01\x0a\x6b\x00\x01\xdc\x04\x01\xbb";
         assert_eq!(bytes, expected);
         assert_eq!(local_header().len(), 16);
-    }
-
-    #[test]
-    fn a_silent_peer_is_gone_only_when_it_had_something_to_answer() {
-        let gone = |unacknowledged, unsent, window, silent| {
-            let silent = Duration::from_secs(silent);
-            let peer = Peer {
-                unacknowledged,
-                unsent,
-                window,
-                silent,
-            };
-            is_gone(&peer, BACKEND_GONE)
-        };
-        assert!(!gone(0, 0, 65_535, 3600), "idle, which is keepalive's");
-        assert!(!gone(3, 0, 65_535, 29), "on its way");
-        assert!(gone(3, 0, 65_535, 31), "without power");
-        assert!(!gone(0, 9000, 0, 121), "reads nothing, and is asked rarely");
-        assert!(!gone(3, 9000, 0, 121), "dropped what it had no memory for");
-        assert!(gone(0, 9000, 0, 301), "was paused, and lost power then");
-    }
-
-    #[test]
-    fn a_peer_that_reads_nothing_is_known_by_its_window_and_answers() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let at = listener.local_addr().expect("bound");
-        let writer = std::net::TcpStream::connect(at).expect("taken");
-        let (_reader, _) = listener.accept().expect("one");
-        writer.set_nonblocking(true).expect("a socket");
-        while io::Write::write(&mut &writer, &[0; 65_536]).is_ok() {}
-        let limit = Instant::now() + Duration::from_secs(10);
-        let full = |peer: &Peer| peer.unacknowledged == 0 && peer.unsent > 0;
-        let mut peer = sys::peer(&writer).expect("TCP");
-        while !full(&peer) && Instant::now() < limit {
-            std::thread::yield_now();
-            peer = sys::peer(&writer).expect("TCP");
-        }
-        assert!(full(&peer), "{peer:?}");
-        assert!(!is_gone(&peer, Duration::ZERO), "{peer:?}");
     }
 }

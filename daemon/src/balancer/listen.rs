@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use netboot::net::LinkName;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::flow::{CLIENT_GONE, keep_alive};
+use super::peer::{CLIENT_GONE, keep_alive};
 
 /// Connections that the kernel completes before a worker accepts them: some seconds' worth, for a restart.
 const BACKLOG: i32 = 4096;

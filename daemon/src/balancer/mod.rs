@@ -15,6 +15,7 @@ pub mod feed;
 mod flow;
 pub mod haproxy;
 mod listen;
+mod peer;
 mod pool;
 mod words;
 mod worker;
