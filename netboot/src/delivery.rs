@@ -104,10 +104,17 @@ impl Draft {
                 let release = self.config_asked(asker, now)?;
                 self.deliveries(&release.node.name, |deliveries| deliveries.begun = *number);
             }
-            Err(Withheld::Spent(node, _)) => self.deliveries(node, |deliveries| {
-                deliveries.asked_again.get_or_insert(now);
-            }),
-            Err(_) => {}
+            Err(withheld) => {
+                let had = |node: &&NodeName| {
+                    let attempt = self.site.record(node).attempt.as_ref();
+                    attempt.is_some_and(|attempt| attempt.deliveries.begun > 0)
+                };
+                if let Some(node) = withheld.spent().filter(had) {
+                    self.deliveries(node, |deliveries| {
+                        deliveries.asked_again.get_or_insert(now);
+                    });
+                }
+            }
         }
         may
     }

@@ -77,6 +77,19 @@ pub enum Withheld {
 }
 
 impl Withheld {
+    /// The node whose token is used up: whoever still asks by it, once the config left, is an alarm.
+    #[must_use]
+    pub fn spent(&self) -> Option<&NodeName> {
+        match self {
+            Self::Finished(node) | Self::TooLate(node) | Self::Spent(node, _) => Some(node),
+            Self::UnknownToken
+            | Self::Rejected(_)
+            | Self::NotItsTurn(..)
+            | Self::OtherAddress { .. }
+            | Self::OtherMachine { .. } => None,
+        }
+    }
+
     /// The node whose config was asked for, where the token told.
     #[must_use]
     pub fn node(&self) -> Option<&NodeName> {

@@ -16,7 +16,7 @@ use netboot::event::{Event, Outcome, ScriptAsked};
 use netboot::loader::{Architecture, Client};
 use netboot::net::{Digest, MacAddress, NodeName, Timestamp};
 use netboot::node::{NodeLink, NodeSpec};
-use netboot::release::{Asker, Release, Withheld};
+use netboot::release::{Asker, Release, WINDOW_SECONDS, Withheld};
 use netboot::site::{Memory, Site};
 use netboot::spec::{Artifact, ConfigSource, Network, Profile, Purpose, SiteParts, SiteSpec};
 use netboot::verdict::Code;
@@ -294,6 +294,26 @@ fn a_machine_whose_connections_break_gets_its_config_by_the_third_and_a_new_boot
     );
     let attempt = daemon.boot();
     assert!(matches!(daemon.ask(own(attempt)), Some(Ok((_, 1)))));
+}
+
+#[test]
+fn a_token_that_is_used_up_is_an_alarm_where_its_config_left() {
+    let asked_again = |daemon: &Daemon| {
+        let attempt = daemon.site.record(&node()).attempt.clone().unwrap();
+        attempt.deliveries.asked_again.is_some()
+    };
+    for delivered in [true, false] {
+        let mut daemon = Daemon::new();
+        let attempt = daemon.boot();
+        if delivered {
+            daemon.ask(own(attempt)).unwrap().unwrap();
+            daemon.end(true);
+        }
+        daemon.now = daemon.now.plus_seconds(WINDOW_SECONDS + 1);
+        let answer = daemon.ask(own(attempt)).unwrap();
+        assert!(matches!(answer, Err(Withheld::TooLate(_))));
+        assert_eq!(asked_again(&daemon), delivered);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use netboot::attempt::Fact;
 use netboot::delivery::UnderWay;
 use netboot::event::{Event, Outcome};
 use netboot::net::{Digest, NodeName};
-use netboot::release::{Asker, Withheld};
+use netboot::release::Asker;
 use netboot::spec::Profile;
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -94,7 +94,7 @@ impl Server {
                 Some((reply, ticket.ok_or(Refusal::ConfigUnderWay)?))
             }
             // That it is asked for once more goes on record.
-            Err(Withheld::Spent(..)) if method == Method::Get => None,
+            Err(withheld) if withheld.spent().is_some() && method == Method::Get => None,
             Err(withheld) => return Err(self.withhold(asked, &withheld)),
         };
         match (self.apply(Event::SecretAsked(asker)).await?, prepared) {
