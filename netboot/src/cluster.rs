@@ -11,6 +11,7 @@
 //! No platform is named here. What differs between platforms is data, made once when a definition is read.
 
 mod course;
+mod draft;
 mod faults;
 mod placement;
 mod record;
@@ -25,9 +26,9 @@ use std::sync::Arc;
 use crate::net::{Hostname, Name, NetworkName, NodeName, ProfileName, Subnet};
 
 pub use course::{Admit, Course, Gate, Order, Phase, Stage, Unmet, Waits};
+pub(crate) use draft::ClusterDraft;
 pub(crate) use faults::cluster_faults;
 pub use placement::{Before, PlacementFault, Seats, place};
-pub(crate) use record::ClusterDraft;
 pub use record::{
     Boots, BootstrapCall, ClusterRecord, ClusterState, FactKey, Known, Look, MemberRecord, Seat,
     Seen,
