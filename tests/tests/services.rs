@@ -48,6 +48,15 @@ fn given(root: &Path) {
     write(root, "clusters/lab.yaml", CLUSTER);
 }
 
+/// A bastion of this site that has its kernel.
+fn with_kernel<'a>(lab: &'a Lab, root: &Path) -> Bastion<'a> {
+    let bastion = Bastion::new(lab, root);
+    let kernel = lab.path("vmlinuz");
+    fs::write(&kernel, "a kernel").expect("written");
+    bastion.import(&kernel, "vmlinuz");
+    bastion
+}
+
 /// A server that takes connections and answers each with one line, until it is dropped.
 struct Server {
     closed: Arc<AtomicBool>,
@@ -116,10 +125,7 @@ fn services_start_in_order_and_a_required_one_that_is_down_holds_the_cluster_and
     let others = Node::new(&lab, 40);
     let root = lab.path("given");
     given(&root);
-    let mut bastion = Bastion::new(&lab, &root);
-    let kernel = lab.path("vmlinuz");
-    fs::write(&kernel, "a kernel").expect("written");
-    bastion.import(&kernel, "vmlinuz");
+    let mut bastion = with_kernel(&lab, &root);
     let squatter = lab
         .netns
         .run(|| TcpListener::bind("10.107.0.1:6443").expect("free"));
@@ -252,10 +258,7 @@ fn a_cluster_whose_machines_would_meet_a_failed_check_is_not_put_in_force() {
         .replace(", dependsOn: [storage]", "");
     fs::write(&definition, text).expect("written");
     fs::remove_dir_all(root.join("clusters")).expect("removed");
-    let mut bastion = Bastion::new(&lab, &root);
-    let kernel = lab.path("vmlinuz");
-    fs::write(&kernel, "a kernel").expect("written");
-    bastion.import(&kernel, "vmlinuz");
+    let mut bastion = with_kernel(&lab, &root);
     bastion.start();
     lab.answers_tcp(8080);
     let file = definition.to_str().expect("paths are text");
@@ -339,10 +342,7 @@ fn a_definition_that_leaves_the_site_has_its_services_stopped_in_reverse() {
     given(&root);
     let started = CLUSTER.replacen(", dependsOn: [storage]", "", 1);
     write(&root, "clusters/lab.yaml", &started);
-    let mut bastion = Bastion::new(&lab, &root);
-    let kernel = lab.path("vmlinuz");
-    fs::write(&kernel, "a kernel").expect("written");
-    bastion.import(&kernel, "vmlinuz");
+    let mut bastion = with_kernel(&lab, &root);
     bastion.start();
     until("its balancer to be started", LIMIT, || {
         service(&status(&bastion), "api").0 == "up"
@@ -392,10 +392,7 @@ dns: { mode: serve }
     let text = fs::read_to_string(&definition).expect("it was written");
     let services = "services:\n  - { name: names, type: DNS }\n";
     fs::write(&definition, format!("{text}{services}")).expect("written");
-    let mut bastion = Bastion::new(&lab, &root);
-    let kernel = lab.path("vmlinuz");
-    fs::write(&kernel, "a kernel").expect("written");
-    bastion.import(&kernel, "vmlinuz");
+    let mut bastion = with_kernel(&lab, &root);
     bastion.start();
     until("the contradiction to be told", LIMIT, || {
         let told = bastion.client(&["status"]);

@@ -78,7 +78,7 @@ impl Keyring {
         self.held().remove(cluster);
     }
 
-    /// Forgets what is in memory and in the vault of the cluster that was taken in at `founded`, or before. Blocks on the disk.
+    /// Forgets what is in memory and in the vault of the cluster that was taken in at `founded`. Blocks on the disk.
     ///
     /// # Errors
     /// [`VaultError`]; asked again, it goes on where it stopped.
@@ -120,10 +120,7 @@ impl Keyring {
         if let Some(keys) = held() {
             return Ok(keys);
         }
-        let gone = self.destroyed().get(&spec.name).copied();
-        if gone.is_some_and(|gone| founded <= gone) {
-            return Err(NoKeys(format!("{} was destroyed", spec.name)));
-        }
+        self.must_live(spec, founded)?;
         let sealed = self.vault.get(&spec.name, platform.word());
         let secrets = match sealed.map_err(|error| said("opening its secrets", &error))? {
             Some(sealed) => platform.unseal(&sealed).map_err(NoKeys)?,
@@ -141,6 +138,7 @@ impl Keyring {
     pub(crate) fn import(
         &self,
         spec: &ClusterSpec,
+        founded: Timestamp,
         sealed: &Secret<Vec<u8>>,
         now: Timestamp,
     ) -> Result<String, NoKeys> {
@@ -174,6 +172,7 @@ impl Keyring {
             Secrets::K3s(_) => format!("the secrets of {} are kept", spec.name),
         };
         let _one_at_a_time = self.changing();
+        self.must_live(spec, founded)?;
         self.vault
             .put(&spec.name, platform.word(), &secrets.seal())
             .map_err(|error| said("keeping its secrets", &error))?;
@@ -251,6 +250,16 @@ impl Keyring {
     fn changing(&self) -> MutexGuard<'_, ()> {
         // It guards the vault, whose writes are whole or not at all.
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn must_live(&self, spec: &ClusterSpec, founded: Timestamp) -> Result<(), NoKeys> {
+        match self.destroyed().get(&spec.name) {
+            Some(gone) if *gone == founded => Err(NoKeys(format!(
+                "{0} was destroyed meanwhile; apply it again to make it anew",
+                spec.name
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn destroyed(&self) -> MutexGuard<'_, BTreeMap<ClusterName, Timestamp>> {

@@ -136,7 +136,7 @@ async fn import(
     let keyring = Arc::clone(&bastion.keyring);
     // What administers the cluster is there as soon as the answer is.
     let taken = tokio::task::spawn_blocking(move || {
-        let words = keyring.import(&spec, &secret, now())?;
+        let words = keyring.import(&spec, founded, &secret, now())?;
         keyring.prepare(&spec, founded, &planes, now())?;
         Ok::<_, NoKeys>(words)
     })
